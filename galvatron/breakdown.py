@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from galvatron.costs.memory import KINDS
-from galvatron.costs.objective import StageReport
+from galvatron.costs.objective import Setting, StageReport
 
 TITLES = {
     "compute": "compute",
@@ -77,6 +78,38 @@ def breakdown(step_time_s: float, stages: Sequence[StageReport], micro_batches: 
 
 
 _ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class CriticalRank:
+    """The pipeline rank that waits least for others, whose work therefore is what a step takes.
+
+    Attributes:
+        times: seconds of its step by kind, of all its stages, the waiting among them.
+    """
+
+    rank: int
+    times: tuple[tuple[str, float], ...]
+
+    @staticmethod
+    def of(step_time_s: float, stages: Sequence[StageReport], setting: Setting) -> CriticalRank:
+        """That of an estimate."""
+        holders = setting.holders
+        rank = holders[min(range(len(stages)), key=lambda index: stages[index].bubble_s)]
+        times: dict[str, float] = defaultdict(float)
+        for parts, holder in zip(breakdown(step_time_s, stages, setting.micro_batches), holders, strict=True):
+            for part in parts.times if holder == rank else ():
+                if part.exposed_s and part.kind not in ("bubble", "others"):
+                    times[part.kind] += part.exposed_s
+        waits_s = step_time_s - sum(times.values())
+        if waits_s > _ROUNDING * step_time_s:
+            times["bubble"] = waits_s
+        return CriticalRank(rank, tuple(times.items()))
+
+    @property
+    def most(self) -> tuple[str, float]:
+        """The kind of what it does that takes most of the step, and its seconds."""
+        return max((own for own in self.times if own[0] != "bubble"), key=lambda own: own[1])
 
 
 def _times(stage: StageReport, micro_batches: int) -> Iterator[Part]:

@@ -442,9 +442,7 @@ class CompiledModel:
                     return
                 self.train_step(found[0])
 
-        with plain_torch(self._world.device):
-            here = self._cluster_here()
-        return profiled(self._world, self._executor, self.program, here, Path(directory), train)
+        return profiled(self._world, self._executor, self.program, self._cluster_here, Path(directory), train)
 
     def _check_predicted(self, batch: BatchLike) -> None:
         samples, wanted = self._inputs.samples(batch), self.plan.global_batch_size

@@ -21,6 +21,7 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.verify import verify
 from galvatron.passes import FRONT_END, LOWERING, PLANNING
 from galvatron.passes.pipeline import Pipeline
+from galvatron.passes.planning.search.misses import check_fixed
 from galvatron.runtime.optimizers import OptimizerFactory
 from galvatron.search_options import SearchOptions
 from galvatron.update_rules import with_rules
@@ -91,6 +92,7 @@ def searched(program: Program, memory_bytes: int | None, options: SearchOptions)
     """
     if memory_bytes is None:
         memory_bytes = program.required_cluster.default_budget_bytes
+    check_fixed(program, memory_bytes)
     given = {name: dict(own) for name, own in options.by_pass().items()}
     for name in ("prune", "search"):
         given[name]["memory"] = memory_bytes

@@ -73,6 +73,11 @@ def print_bytes(size: int) -> str:
     return min([str(size), *exact], key=len)
 
 
+def format_count(number: int, one: str, many: str = "") -> str:
+    """So many of something: `1 device`, `2,048 devices`; `many` where that is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def format_bytes(size: float) -> str:
     """A size for a reader, rounded, in binary units: `35.25 GiB`. Not meant to be read back."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

@@ -21,6 +21,9 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"),
 )
 
+_TELLS_ERRORS = "addEventListener('error', (event) => event.error || console.error(event.message));"
+"""Errors that no exception is, such as of observers that never come to rest, are told to no debugger otherwise."""
+
 
 class Page:
     """An open page.
@@ -37,6 +40,7 @@ class Page:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Page", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.addScriptToEvaluateOnNewDocument", source=_TELLS_ERRORS)
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
         """Has the browser do something, and gives its answer."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from galvatron.ir.plan import Plan, kept_text
 from galvatron.units import format_bytes, format_seconds
-
-_FIELDS = ("fingerprint", "cluster", "global_batch_size", "world_size", "pipeline_degree", "micro_batches", "schedule")
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ def differences(first: Plan, second: Plan, names: Sequence[str] = ()) -> tuple[D
         names: of the layers; they have numbers where they have no names.
     """
     found = [
-        Difference(field, say(getattr(first, field)), say(getattr(second, field)))
-        for field, say in {**dict.fromkeys(_FIELDS, str), "step_time_s": _seconds, "peak_bytes": _bytes}.items()
+        Difference(what, say(getattr(first, field)), say(getattr(second, field)))
+        for field, (what, say) in _FIELDS.items()
         if getattr(first, field) != getattr(second, field)
     ]
     ties = [{name: kept_text(kept) for name, kept in plan.ties} for plan in (first, second)]
@@ -49,6 +48,20 @@ def _seconds(seconds: float | None) -> str:
 
 def _bytes(peaks: tuple[int, ...] | None) -> str:
     return "unknown" if peaks is None else ", ".join(map(format_bytes, peaks))
+
+
+_FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "fingerprint": ("fingerprint of the program", str),
+    "cluster": ("cluster", str),
+    "global_batch_size": ("global batch", str),
+    "world_size": ("devices", str),
+    "pipeline_degree": ("pipeline ranks", str),
+    "micro_batches": ("micro-batches", str),
+    "schedule": ("schedule", str),
+    "step_time_s": ("step time", _seconds),
+    "peak_bytes": ("peak memory by pipeline rank", _bytes),
+}
+"""Fields that are compared: what they are called, and how they are written."""
 
 
 def _layers(first: Plan, second: Plan, names: Sequence[str]) -> list[Difference]:

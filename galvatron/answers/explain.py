@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from galvatron.answers.question import Question, seconds_of
-from galvatron.breakdown import breakdown
+from galvatron.breakdown import CriticalRank
 from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.objective import Setting, StageReport, memory_of_ranks
 from galvatron.errors import PlanError
@@ -59,10 +59,11 @@ class Explanation:
     """Why a plan takes as long as it does.
 
     Attributes:
-        critical_stage: whose device waits least for others.
+        critical_rank: the pipeline rank that waits least for others.
         critical_parts: seconds of its step by kind.
         classes: where the seconds of all stages go.
-        binding: what limits the plan: `memory of stage 1`, or the kind that takes most of the critical stage.
+        binding: what limits the plan: `memory of pipeline rank 1`, or the kind that takes most of the critical rank's
+            time.
         used: of its budget, by pipeline rank.
         multipliers: seconds that one more byte of each pipeline rank would save, if strategies could be mixed; None
             where the schedule has no phases to search.
@@ -71,7 +72,7 @@ class Explanation:
 
     step_time_s: float
     best_s: float
-    critical_stage: int
+    critical_rank: int
     critical_parts: tuple[tuple[str, float], ...]
     classes: tuple[ClassTime, ...]
     binding: str
@@ -91,8 +92,7 @@ def explain(question: Question) -> Explanation:
     best_s = seconds_of(question.best)  # if nothing fits, a search says so best
     seconds, stages = estimate_plan(program, plan)
     setting = setting_of(program, plan)
-    critical = min(range(len(stages)), key=lambda index: stages[index].bubble_s)
-    parts = breakdown(seconds, stages, plan.micro_batches)[critical].times
+    critical = CriticalRank.of(seconds, stages, setting)
     used = [memory.total / question.memory_bytes for memory in memory_of_ranks(setting, stages)]
     prices = memory_prices(question, setting)
     told_s = 0.0 if prices is None else min(seconds, float(np.sum(prices)) * GIB)
@@ -100,10 +100,10 @@ def explain(question: Question) -> Explanation:
     return Explanation(
         step_time_s=seconds,
         best_s=best_s,
-        critical_stage=critical,
-        critical_parts=tuple((part.kind, part.exposed_s) for part in parts if part.exposed_s),
+        critical_rank=critical.rank,
+        critical_parts=critical.times,
         classes=class_times(program, plan, stages),
-        binding=_binding(used, prices, [(part.kind, part.exposed_s) for part in parts]),
+        binding=_binding(used, prices, critical),
         used=tuple(used),
         multipliers=prices,
         one_more_gib=Bought(told_s, _seconds(question, memory_bytes=question.memory_bytes + GIB)),
@@ -149,11 +149,11 @@ def class_times(program: Program, plan: Plan, stages: Sequence[StageReport]) -> 
     return tuple(sorted(found, key=lambda own: -(own.compute_s + own.communication_s + own.once_s)))
 
 
-def _binding(used: Sequence[float], prices: Sequence[float] | None, parts: Sequence[tuple[str, float]]) -> str:
+def _binding(used: Sequence[float], prices: Sequence[float] | None, critical: CriticalRank) -> str:
     fullest = max(range(len(used)), key=used.__getitem__)
     if used[fullest] >= NEAR or (prices is not None and max(prices) > 0):
         return f"memory of pipeline rank {fullest}"
-    return max(parts, key=lambda part: part[1])[0]
+    return critical.most[0]
 
 
 def _seconds(question: Question, **changes: Any) -> float | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from galvatron.errors import PlanError
+from galvatron.arguments import required_cluster
+from galvatron.errors import ClusterError, PlanError
 from galvatron.forms import passed, searched, with_costs
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import fitted
+from galvatron.ir.planned import PlanShorthand, fitted, read_plan
 from galvatron.ir.program import Program
 from galvatron.passes import PLANNING
 from galvatron.passes.planning.search import DEFAULT_WIDTH, Problem, Search
@@ -33,21 +35,54 @@ class Question:
     options: SearchOptions
 
     @staticmethod
+    def asked(
+        program: Program,
+        plan: Plan | str | os.PathLike[str],
+        cluster: Cluster | str | None = None,
+        memory_bytes: int | None = None,
+        other: Plan | None = None,
+    ) -> Question:
+        """A question about a plan, the one in a file, or one strategy for all layers, on a cluster or on that which it
+        names.
+
+        Args:
+            other: the plan that it is compared with, whose cluster and batch it has where it names none.
+
+        Raises:
+            ClusterError: there is no cluster.
+            PlanError: the plan does not fit the program or the cluster.
+        """
+        own = plan if isinstance(plan, Plan) else read_plan(os.fspath(plan))
+        said = [one for one in (own, other) if isinstance(one, Plan)]
+        where = cluster or next((one.cluster for one in said if one.cluster), None)
+        if where is None:
+            name = "the plan" if isinstance(plan, Plan) else plan
+            raise ClusterError(f"{name} says no cluster: name one, such as 'a100-80g:2x8'")
+        batch = said[0].global_batch_size if said else program.batch_size
+        return Question.about(program, own, required_cluster(where), memory_bytes, batch=batch)
+
+    @staticmethod
     def about(
         program: Program,
-        plan: Plan,
+        plan: Plan | PlanShorthand,
         cluster: Cluster,
         memory_bytes: int | None = None,
         options: SearchOptions | None = None,
+        batch: int | None = None,
     ) -> Question:
-        """A question about a plan for its own batch, within the budget that it was searched for unless one is given.
+        """A question about a plan, within the budget that it was searched for unless one is given.
+
+        Args:
+            batch: samples of a step; None is those of the plan, or of the program where that says none.
 
         Raises:
             PlanError: the plan does not fit the program or the cluster.
         """
-        costed = with_costs(program, cluster, plan.global_batch_size)
-        told = fitted(plan, costed, cluster.world_size, plan.global_batch_size)
-        budget = memory_bytes or plan.search.budget_bytes or cluster.default_budget_bytes
+        if batch is None:
+            batch = plan.global_batch_size if isinstance(plan, Plan) else program.batch_size
+        costed = with_costs(program, cluster, batch)
+        told = fitted(plan, costed, cluster.world_size, batch)
+        budget = memory_bytes or told.search.budget_bytes or cluster.default_budget_bytes
         return Question(costed, told, budget, options or SearchOptions())
 
     @cached_property

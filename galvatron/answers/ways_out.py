@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from galvatron.costs.estimate import workspace_bytes
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.forms import searched, with_costs
 from galvatron.ir.plan import Plan
@@ -39,6 +40,8 @@ def ways_out(program: Program, memory_bytes: int, options: SearchOptions) -> tup
         program: with costs, on its cluster and for its batch.
     """
     found: list[WayOut] = []
+    if memory_bytes < workspace_bytes(program):  # as the error says already
+        return ()
     for change, search in _tried(program, memory_bytes, options):
         try:
             found.append(WayOut(change, search()))

@@ -19,7 +19,7 @@ def explanation_text(told: Mapping[str, Any]) -> str:
     lines += [
         f"limited by: {TITLES.get(told['binding'], told['binding'])}",
         "memory in use of the budget, by pipeline rank: " + ", ".join(f"{used:.1%}" for used in told["used"]),
-        f"critical path, stage {told['critical_stage']}: "
+        f"pipeline rank {told['critical_rank']}, which waits least: "
         + ", ".join(
             f"{TITLES.get(kind, kind)} {seconds / step_s:.1%}" for kind, seconds in told["critical_parts"].items()
         ),

@@ -44,6 +44,8 @@ def command(
     names = () if program_file is None else [layer.name for layer in read_program(program_file).planned_layers]
     told = [dataclasses.asdict(one) for one in differences(*plans, names)]
     print(json_module.dumps(told, indent=2) if json else differences_text(told))
+    if not names and plans[0].strategies != plans[1].strategies:
+        typer.echo("layers have names with -p PROGRAM.gir", err=True)
     if told:
         raise typer.Exit(1)
 

@@ -16,8 +16,8 @@ def command(
     program_file: ProgramFile,
     cluster: ClusterText,
     plan: PlanText,
-    global_batch: GlobalBatch,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the modules go.")],
+    global_batch: GlobalBatch = None,
     timing: Annotated[bool, typer.Option("--timing", help="Tell on stderr what verifying the program took.")] = False,
 ) -> None:
     """Write the Python source of every stage of a plan, and print the paths."""
@@ -28,7 +28,7 @@ def command(
     from galvatron import api
 
     with log_on_stderr() if timing else nullcontext():
-        texts = api.emit(program, chosen, machines, global_batch_size=global_batch)
+        texts = api.emit(program, chosen, machines, global_batch_size=chosen.global_batch_size)
     for name, text in texts.items():
         write_file(output / name, text)
         print(output / name)

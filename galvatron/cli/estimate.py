@@ -24,7 +24,7 @@ def command(
     program_file: ProgramFile,
     cluster: ClusterText,
     plan: PlanText,
-    global_batch: GlobalBatch,
+    global_batch: GlobalBatch = None,
     parts: Annotated[
         bool, typer.Option("--breakdown", help="Say what the time and the memory of each stage are made of.")
     ] = False,
@@ -43,7 +43,7 @@ def command(
 
     trains = read_optimizer(optimizer)
     estimate = api.estimate(
-        program, chosen, machines, global_batch_size=global_batch, inductor=inductor, optimizer=trains
+        program, chosen, machines, global_batch_size=chosen.global_batch_size, inductor=inductor, optimizer=trains
     )
     stages = breakdown(estimate.step_time_s, estimate.stages, chosen.micro_batches) if parts else ()
     if json:

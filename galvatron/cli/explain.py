@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from galvatron.cli.inputs import Json, read_cluster, read_program
+from galvatron.cli.inputs import Json, read_program
 from galvatron.cli.progress import shown_progress
 from galvatron.units import parse_bytes
 
 if TYPE_CHECKING:
     from galvatron.answers.question import Question
 
-PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.json", help="A plan that a search found, or any other.")]
+PlanFile = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="A plan file, or one strategy for all layers: pp2/m4/1f1b/dp1-tp2.")
+]
 Program = Annotated[Path, typer.Option("-p", "--program", metavar="PROGRAM.gir", help="The program that it is for.")]
 
 
@@ -40,18 +42,11 @@ def command(
     """Explain a plan: where its time goes, what limits it, and what more memory or bandwidth would buy."""
     from galvatron.answers.question import Question
     from galvatron.costs.kept import kept_costs
-    from galvatron.errors import ClusterError
     from galvatron.ir.files import cache_directory
-    from galvatron.ir.plan import Plan
 
-    plan = Plan.load(plan_file)
-    named = cluster or plan.cluster
-    if not named:
-        raise ClusterError(f"{plan_file} says no cluster: name one, as in --cluster a100-80g:2x8")
-    machines = read_cluster(named)
     program = read_program(program_file)
     with shown_progress(), kept_costs(cache_directory()):
-        question = Question.about(program, plan, machines, None if memory is None else parse_bytes(memory))
+        question = Question.asked(program, plan_file, cluster, None if memory is None else parse_bytes(memory))
         told = _answer(question, why_not, alternatives)
     print(json_module.dumps(told, indent=2) if json else _text(told), end="\n")
 

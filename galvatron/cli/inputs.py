@@ -31,7 +31,16 @@ PlanText = Annotated[
     str,
     typer.Option("--plan", metavar="PLAN", help="A plan file, or one strategy for all layers: pp2/m4/1f1b/dp1-tp2."),
 ]
-GlobalBatch = Annotated[int, typer.Option("--global-batch", min=1, max=SAMPLES, metavar="N", help="Samples per step.")]
+GlobalBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--global-batch",
+        min=1,
+        max=SAMPLES,
+        metavar="N",
+        help="Samples per step, if not those of the plan file, or of the example batch.",
+    ),
+]
 Inductor = Annotated[
     bool, typer.Option("--inductor", help="Layers will be compiled: compile(..., inductor=True) runs other kernels.")
 ]
@@ -110,12 +119,16 @@ def read_cluster(text: str) -> Cluster:
     return named_cluster(text)
 
 
-def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: int) -> Plan:
-    """The plan in a file, or the one that a shorthand means for this program, cluster and batch.
+def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: int | None) -> Plan:
+    """The plan in a file, or the one that a shorthand means for this program, cluster and batch; without a batch for
+    its own, or that of the program.
 
     Raises:
         PlanError, ParseError, StrategyError: it does not parse, or does not fit the program, cluster or batch.
     """
     from galvatron.ir import planned
 
-    return planned.fitted(planned.read_plan(text), program, cluster.world_size, global_batch_size)
+    plan = planned.read_plan(text)
+    if global_batch_size is None:
+        global_batch_size = program.batch_size if isinstance(plan, planned.PlanShorthand) else plan.global_batch_size
+    return planned.fitted(plan, program, cluster.world_size, global_batch_size)

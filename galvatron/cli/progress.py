@@ -19,18 +19,30 @@ if TYPE_CHECKING:
 
 _QUIET_S = 1.0
 
+_LINES_S = 4.0
+"""Between two lines where they cannot be written over: at least this, and as long as the search has taken so far."""
+
 
 @contextmanager
 def shown_progress() -> Iterator[None]:
-    """Searches in the block are followed on stderr: the best plan so far, and what no plan beats. An interruption ends
-    the command where it does not end a search with a plan."""
+    """Searches in the block are followed on stderr: the best plan so far, and what no plan beats. On a terminal that is
+    one line which changes, elsewhere a line now and then. An interruption ends the command where it does not end a
+    search with a plan."""
     from galvatron.passes.planning.search.watch import listening
 
-    live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
+    console = Console(stderr=True)
+    live = Live(console=console, transient=True, auto_refresh=False)
     begin = time.monotonic()
+    next_s = _QUIET_S
 
     def tell(progress: Progress) -> None:
-        if time.monotonic() - begin < _QUIET_S:
+        nonlocal next_s
+        since_s = time.monotonic() - begin
+        if since_s < next_s:
+            return
+        if not console.is_terminal:
+            next_s = since_s + max(_LINES_S, since_s)
+            typer.echo(progress_line(progress), err=True)
             return
         if not live.is_started:
             live.start()

@@ -19,9 +19,7 @@ def command(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE.html", parser=file_to_write, help="The page.")
     ] = Path("report.html"),
-    against: Annotated[
-        Path | None, typer.Option("--against", metavar="OTHER.json", help="A plan to show beside it.")
-    ] = None,
+    against: Annotated[Path | None, typer.Option("--against", metavar="PLAN", help="A plan to show beside it.")] = None,
     cluster: Annotated[
         str | None, typer.Option("--cluster", metavar="CLUSTER", help="Where, if not on that of the plan.")
     ] = None,

@@ -28,14 +28,9 @@ if TYPE_CHECKING:
 def plan_table(plan: Plan, program: Program) -> Table:
     """One row per stage and run of equal strategies: which layers, how, and the peak memory of the devices that hold
     it."""
-    where = f" on {plan.cluster}" if plan.cluster else ""
-    title = (
-        f"{plan.world_size} devices{where}: pp{plan.pipeline_degree}, {plan.micro_batches} micro-batches, "
-        f"{plan.schedule}, global batch {plan.global_batch_size}"
-    )
     step = f"predicted step time: {format_seconds(plan.step_time_s)}" if plan.step_time_s is not None else ""
     lines = [cell(line) for line in (step, tie_line(plan)) if line]
-    table = Table(title=cell(title), caption=Text("\n").join(lines) if lines else None)
+    table = Table(title=cell(plan.title), min_width=len(plan.title), caption=Text("\n").join(lines) if lines else None)
     table.add_column("stage", justify="right")
     table.add_column("layers")
     table.add_column("strategy")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def command(
     plan_file: Annotated[
-        Path | None, typer.Argument(metavar="PLAN.json", help="A plan that a search found, or any other.")
+        Path | None,
+        typer.Argument(metavar="PLAN", help="A plan file, or one strategy for all layers: pp2/m4/1f1b/dp1-tp2."),
     ] = None,
     program_file: Annotated[
         Path | None, typer.Option("-p", "--program", metavar="PROGRAM.gir", help="The program that it is for.")

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from galvatron.errors import ParseError, PlanError, StrategyError
@@ -19,7 +19,7 @@ from galvatron.ir.records import APART, fields_of, read_members
 from galvatron.ir.strategy import Strategy
 from galvatron.printing import html_table
 from galvatron.schedules import Schedule
-from galvatron.units import format_bytes, format_seconds
+from galvatron.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from galvatron.ir.program import Program
@@ -103,6 +103,13 @@ class Plan:
         """One strategy per layer of the whole program."""
         return tuple(s for stage in self.stages for s in stage)
 
+    def for_batch(self, global_batch_size: int) -> Plan:
+        """The same for another batch, for which nothing is predicted yet."""
+        if global_batch_size == self.global_batch_size:
+            return self
+        unknown = {"step_time_s": None, "peak_bytes": None, "search": Searched()}
+        return replace(self, global_batch_size=global_batch_size, **unknown)
+
     def __str__(self) -> str:
         """One line for a reader: `pp2/m4/1f1b: stage 0 dp1-tp2 ×3 | stage 1 dp2-tp1 ×2, dp1-tp2`; where layers share
         parameters, also `| table.weight whole`."""
@@ -113,13 +120,19 @@ class Plan:
         ties = "".join(f" | {name} {kept_text(kept)}" for name, kept in self.ties)
         return f"pp{self.pipeline_degree}/m{self.micro_batches}/{self.schedule}: {stages}{ties}"
 
-    def _repr_html_(self) -> str:
+    @property
+    def title(self) -> str:
+        """What it is besides its strategies: `4 devices on a100-80g:1x4: pp2, 1 micro-batch, zbv, global batch 16`."""
         where = f" on {self.cluster}" if self.cluster else ""
-        step = "" if self.step_time_s is None else f"; a step is predicted to take {format_seconds(self.step_time_s)}"
-        title = (
-            f"pp{self.pipeline_degree}, {self.micro_batches} micro-batches, {self.schedule}, global batch "
-            f"{self.global_batch_size}, {self.world_size} devices{where}{step}"
+        return (
+            f"{format_count(self.world_size, 'device')}{where}: pp{self.pipeline_degree}, "
+            f"{format_count(self.micro_batches, 'micro-batch', 'micro-batches')}, {self.schedule}, "
+            f"global batch {self.global_batch_size}"
         )
+
+    def _repr_html_(self) -> str:
+        step = "" if self.step_time_s is None else f"; a step is predicted to take {format_seconds(self.step_time_s)}"
+        title = self.title + step
         rows: list[tuple[str, ...]] = []
         for index, (stage, rank) in enumerate(zip(self.stages, self.holders, strict=True)):
             peak = format_bytes(self.peak_bytes[rank]) if self.peak_bytes is not None else ""

@@ -167,6 +167,7 @@ def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global
     """The plan, or what a shorthand means, for a program (clustered to planned), world size and batch.
 
     Of ties it says what the plan leaves out: kept in parts where all their layers would keep them so, whole otherwise.
+    A plan for another batch loses what was predicted for that one.
 
     Raises:
         PlanError: it does not fit one of them.
@@ -174,7 +175,7 @@ def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global
     if isinstance(plan, PlanShorthand):
         return resolve(program, plan, global_batch_size, world_size)
     check(plan, program, world_size, global_batch_size)
-    return with_ties(plan, tied_layers(program))
+    return with_ties(plan.for_batch(global_batch_size), tied_layers(program))
 
 
 def tied_layers(program: Program) -> dict[str, tuple[int, ...]]:

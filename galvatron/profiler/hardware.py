@@ -26,6 +26,9 @@ from galvatron.runtime.mesh import Axis, World
 Told = Callable[[str, float], None]
 """Hears what is measured now, and what share of the work is done."""
 
+AT_A_GLANCE = "at_a_glance"
+"""A fact of a profile: 1 if nobody asked for it, so that it may be taken anew."""
+
 ROOM = 1 / 4
 """Of a rank's memory that a measurement may take."""
 
@@ -54,7 +57,7 @@ def profile_hardware(world: World, effort: Effort, told: Told | None = None) -> 
         facts = dict(zip(facts, measuring.meter.agreed(*facts.values(), largest=True), strict=True))
         if world.device.type == "cpu":
             facts["sharing_ranks"], facts["sharing_cores"] = map(float, crowding(world))
-        facts |= device_facts(world.device)
+        facts |= device_facts(world.device) | {AT_A_GLANCE: float(effort.name == GLANCE.name)}
         measuring.kernels()
         measuring.links()
         return Profile(

@@ -15,9 +15,9 @@ from galvatron.ir.cluster import Cluster
 from galvatron.profiler import store
 from galvatron.profiler.clusters import cluster_of
 from galvatron.profiler.environment import environment_of
-from galvatron.profiler.hardware import measured_again, profile_hardware
+from galvatron.profiler.hardware import AT_A_GLANCE, measured_again, profile_hardware
 from galvatron.profiler.meter import GLANCE, Effort
-from galvatron.profiler.profile import Environment, Profile
+from galvatron.profiler.profile import Environment, Measurement, Profile
 from galvatron.runtime import comm
 from galvatron.runtime.mesh import World
 
@@ -47,7 +47,8 @@ def local_cluster(
 
 
 def local_profile(world: World, cache_dir: str | os.PathLike[str] | None = None) -> Profile:
-    """The profile that is kept of this job's environment; where there is none, one that is quickly taken and kept.
+    """The profile that is kept of this job's environment; where there is none, or one that was quickly taken while
+    others used the device, one that is quickly taken now, and kept.
 
     Collective. Rank 0 reads, writes, and logs what it did.
     """
@@ -55,9 +56,13 @@ def local_profile(world: World, cache_dir: str | os.PathLike[str] | None = None)
     found = _kept(environment, cache_dir) if world.rank == 0 else None
     if world.size > 1:
         found = comm.broadcast_object(found, comm.all_ranks(), 0, phase="the profile")
+    was = "no profile of this hardware was found"
     if found is not None and found.of("product"):
-        _tell_drift(world, found)
-        return found
+        drift = _drift(world, found)
+        if not (found.fact(AT_A_GLANCE) and any(ratio < 1 / _DRIFT for _, ratio in drift)):
+            _tell_drift(world, found, drift)
+            return found
+        was = f"the profile of {found.taken} was taken while others used this hardware, which is faster now"
     begun = time.perf_counter()
     profile = profile_hardware(world, GLANCE)
     if found is not None:  # of layers alone, as `galvatron profile model` leaves it
@@ -65,8 +70,8 @@ def local_profile(world: World, cache_dir: str | os.PathLike[str] | None = None)
     if world.rank == 0:
         taken_s = time.perf_counter() - begun
         _LOG.warning(
-            "no profile of this hardware was found: it was measured for %.1f s%s; `galvatron profile hardware` takes "
-            "longer and says more",
+            "%s: it was measured for %.1f s%s; `galvatron profile hardware` takes longer and says more",
+            was,
             taken_s,
             _keep(profile, cache_dir),
         )
@@ -106,12 +111,16 @@ def _keep(profile: Profile, cache_dir: str | os.PathLike[str] | None) -> str:
     return f", and is kept in {path}"
 
 
-def _tell_drift(world: World, profile: Profile) -> None:
-    """Measures little of a kept profile again, and warns where it is no longer so: networks change, and machines are
-    shared."""
-    for before, now_s in measured_again(world, profile):
-        ratio = now_s / before.seconds
-        if world.rank == 0 and not 1 / _DRIFT < ratio < _DRIFT:
+def _drift(world: World, profile: Profile) -> list[tuple[Measurement, float]]:
+    """Of little of a kept profile, how many times as long it takes now, where that is no longer so: networks change,
+    and machines are shared. Collective, and alike on every rank."""
+    found = [(before, now_s / before.seconds) for before, now_s in measured_again(world, profile)]
+    return [(before, ratio) for before, ratio in found if not 1 / _DRIFT < ratio < _DRIFT]
+
+
+def _tell_drift(world: World, profile: Profile, drift: list[tuple[Measurement, float]]) -> None:
+    for before, ratio in drift:
+        if world.rank == 0:
             _LOG.warning(
                 "the profile of %s may be out of date: %s takes %.2g times as long now; measure again with "
                 "`galvatron profile hardware`",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from galvatron.answers.diff import differences
 from galvatron.answers.question import Question
-from galvatron.arguments import read_memory, required_cluster
+from galvatron.arguments import read_memory
 from galvatron.breakdown import TITLES
 from galvatron.bugs import ours
 from galvatron.costs.memory import KINDS
-from galvatron.errors import ClusterError, GalvatronError
+from galvatron.errors import GalvatronError
 from galvatron.forms import valid
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
+from galvatron.ir.planned import names_plan_file
 from galvatron.ir.program import Program
 from galvatron.pages import html_page
 from galvatron.plain import plain_torch
@@ -47,10 +49,11 @@ def report(
 
     Args:
         program: captured, or any later form up to planned.
-        plan: a plan for it, or the path of a plan file.
+        plan: a plan for it, the path of a plan file, or one strategy for all layers, such as `pp2/m4/1f1b/dp1-tp2`.
         cluster: where; None is that of the plan.
         memory: budget per device, in bytes or like `"36GiB"`; None is that of the search, or of the cluster.
-        against: another plan for the same program, shown beside it.
+        against: another plan for the same program, shown beside it; on the same cluster and for the same batch, where
+            it says none.
 
     Raises:
         PlanError: a plan does not fit the program or the cluster.
@@ -62,11 +65,21 @@ def report(
     for one in given:
         if not isinstance(one, (Plan, str, os.PathLike)):
             raise GalvatronError(f"a plan, or the path of a plan file, is needed, not {type(one).__name__}")
-    names = ["" if isinstance(one, Plan) else Path(one).name for one in given]
     program = valid(program)
-    estimated = [asked(program, one, cluster, budget, name) for one, name in zip(given, names, strict=True)]
+    estimated: list[Estimated] = []
+    for one in given:
+        first = estimated[0].question if estimated else None
+        estimated.append(asked(program, one, cluster, budget, _name(one), first and first.plan))
     with ours("reporting a plan", program):
         return page(page_data(program, estimated))
+
+
+def _name(plan: Plan | str | os.PathLike[str]) -> str:
+    """What the page calls a plan: its file without the folder, or what one strategy for all layers says."""
+    if isinstance(plan, Plan):
+        return ""
+    text = os.fspath(plan)
+    return Path(text).name if names_plan_file(text) else text
 
 
 def asked(
@@ -75,19 +88,12 @@ def asked(
     cluster: Cluster | str | None,
     memory_bytes: int | None,
     name: str,
+    other: Plan | None = None,
 ) -> Estimated:
-    """A plan, or the one in a file, with what the cost model says of it on a cluster, or on that which it names.
-
-    Raises:
-        ClusterError: there is none.
-        PlanError: the plan does not fit the program or the cluster.
-    """
-    own = plan if isinstance(plan, Plan) else Plan.load(plan)
-    where = cluster or own.cluster
-    if not where:
-        raise ClusterError(f"{name or 'the plan'} says no cluster: name one, such as 'a100-80g:2x8'")
-    options = SearchOptions(pipeline_degree=own.pipeline_degree if own.world_size > WHOLE_TREE else None)
-    return Estimated(Question.about(program, own, required_cluster(where), memory_bytes, options), name)
+    """What a question asks for (`Question.asked`), with what the cost model says of it."""
+    found = Question.asked(program, plan, cluster, memory_bytes, other)
+    degree = found.plan.pipeline_degree if found.plan.world_size > WHOLE_TREE else None
+    return Estimated(replace(found, options=SearchOptions(pipeline_degree=degree)), name)
 
 
 def page_data(program: Program, plans: list[Estimated]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 
 from galvatron.answers.explain import NEAR, class_times
 from galvatron.answers.question import Question
-from galvatron.breakdown import StageBreakdown, breakdown
+from galvatron.breakdown import CriticalRank, StageBreakdown, breakdown
 from galvatron.costs.estimate import estimate_plan, setting_of
 from galvatron.costs.memory import KINDS, Memory
 from galvatron.costs.objective import LayerReport, Setting, StageReport, memory_of_ranks, peak_bytes
@@ -114,18 +113,12 @@ def plan_data(own: Estimated) -> dict[str, Any]:
 def _limit(own: Estimated, peaks: Sequence[float]) -> dict[str, Any]:
     """The rank that waits least and what takes most of its step, the rank whose memory is fullest, and whether
     that is what limits the plan."""
-    holders = own.setting.holders
-    critical = holders[min(range(len(holders)), key=lambda index: own.stages[index].bubble_s)]
-    times: dict[str, float] = defaultdict(float)
-    for parts, holder in zip(own.parts, holders, strict=True):
-        for part in parts.times if holder == critical else ():
-            if part.kind not in ("bubble", "others"):
-                times[part.kind] += part.exposed_s
-    kind, seconds = max(times.items(), key=lambda item: item[1])
+    critical = CriticalRank.of(*own.estimate, own.setting)
+    kind, seconds = critical.most
     fullest = max(range(len(peaks)), key=peaks.__getitem__)
     return {
         "memory": peaks[fullest] >= NEAR * own.question.memory_bytes,
-        "rank": critical,
+        "rank": critical.rank,
         "kind": kind,
         "share": seconds / own.estimate[0],
         "fullest_rank": fullest,

@@ -26,7 +26,7 @@ from galvatron.schedules import Action, Kind
 from galvatron.timelines import timeline as names
 from galvatron.timelines.timeline import Level, Slice, Timeline, computation, in_turn, message, of_layer
 
-_OF_LAYER, _OF_COMPUTATION = 5, 3
+_OF_LAYER, _OF_COMPUTATION = 5, 5
 """Events that a layer in a computation has at the most, and a computation besides."""
 
 
@@ -181,11 +181,15 @@ def _message(action: Action) -> str:
 
 
 def _of_part(
-    rank: int, what: str, part: _Part, begin_s: float, scale: float, args: dict[str, str | int]
+    rank: int, what: str, part: _Part, begin_s: float, scale: float, args: dict[str, str | int | float]
 ) -> Iterator[Slice]:
     """A layer in a computation, and what is sent for it."""
     spent = part.spent
-    yield from _some(Slice(rank, names.COMPUTE, of_layer(what, part.layer), begin_s, scale * spent.seconds, args=args))
+    launching = {names.LAUNCHING: scale * spent.host_s * 1e6} if spent.host_s else {}
+    whole = Slice(
+        rank, names.COMPUTE, of_layer(what, part.layer), begin_s, scale * spent.seconds, args={**args, **launching}
+    )
+    yield from _some(whole)
     again_s = min(part.recomputed_s, spent.seconds) * scale
     yield from _some(Slice(rank, names.COMPUTE, of_layer("recompute", part.layer), begin_s, again_s, args=args))
     for track, name, exposed_s, hidden_s in (

@@ -66,12 +66,18 @@ def check_arguments(batches: Any, steps: Any, directory: Any) -> None:
 
 
 def profiled(
-    world: World, executor: Executor, planned: Program, cluster: Cluster, folder: Path, train: Callable[[], None]
+    world: World,
+    executor: Executor,
+    planned: Program,
+    cluster: Callable[[], Cluster],
+    folder: Path,
+    train: Callable[[], None],
 ) -> Profiled:
     """Records what a call trains. Collective.
 
     Args:
-        cluster: that predictions are for.
+        cluster: gives that which predictions are for, once there is something to compare them with: it may have to be
+            measured. Collective.
         folder: where rank 0 writes.
 
     Raises:
@@ -81,10 +87,14 @@ def profiled(
     with recorder.recording():
         train()
     own = _own(executor, recorder, first.until(clock_offset(world)))
+    steps = sum(record.what == recording.STEP for record in own.records)
+    if not steps:
+        raise GalvatronError("there are no batches to profile steps on")
     with failure.guarded("profile"):
         ranks = [own] if world.size == 1 else comm.gather_objects_on_first(own, comm.all_ranks(), phase="profile")
     with plain_torch(world.device):
-        found = on_rank_0(world, "profile", lambda: _written(ranks, planned, cluster, folder))
+        here = cluster()
+        found = on_rank_0(world, "profile", lambda: _written(ranks, planned, here, folder, steps))
     if world.size > 1:
         found = comm.broadcast_object(found, comm.all_ranks(), 0, phase="profile")
     assert found is not None
@@ -106,11 +116,8 @@ def _own(executor: Executor, recorder: Recorder, offset: ClockOffset) -> RankRec
     )
 
 
-def _written(ranks: list[RankRecords], planned: Program, cluster: Cluster, folder: Path) -> Profiled:
+def _written(ranks: list[RankRecords], planned: Program, cluster: Cluster, folder: Path, steps: int) -> Profiled:
     """Writes both timelines, the measured one first, which cannot be had again."""
-    steps = sum(record.what == recording.STEP for record in ranks[0].records)
-    if not steps:
-        raise GalvatronError("there are no batches to profile steps on")
     with ours("writing timelines", planned):
         staged = lowered(planned)
         attributes = {stage.index: layer_attributes(staged, stage) for stage in staged.stages}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from galvatron.timelines.arrows import arrows
 from galvatron.timelines.timeline import Slice, Timeline
 
 
@@ -17,7 +18,8 @@ def shortened(own: Timeline, most: int, of_process: int = 0) -> Timeline:
     """
 
     def is_too_long() -> bool:
-        return len(own.slices) + len(own.levels) + of_process * len(own.pipeline_ranks) > most
+        events = len(own.slices) + len(own.levels) + of_process * len(own.pipeline_ranks)
+        return events > most or events + 2 * sum(1 for _ in arrows(own)) > most
 
     while is_too_long() and own.steps > 1:
         own = _of_steps(own, own.steps // 2)

@@ -1,8 +1,9 @@
 """Timelines as text: trace events in JSON, one on each line.
 
-The format is that of the Trace Event Format's complete events (`X`), counters (`C`) and metadata (`M`), in
-microseconds; what it has no word for stands under `otherData`. Lines are read one by one, so that a file of a stranger
-takes no more memory than what it says.
+The format is that of the Trace Event Format's complete events (`X`), counters (`C`), flows (`s`, `f`) and metadata
+(`M`), in microseconds; what it has no word for stands under `otherData`. Flows are for those who look at it: what is
+read has them from its slices. Lines are read one by one, so that a file of a stranger takes no more memory than what it
+says.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from typing import Any
 from galvatron.errors import ParseError
 from galvatron.ir.documents import is_text, read_json, shown
 from galvatron.ir.limits import FILE_CHARACTERS, LINE_CHARACTERS, TIMELINE_CHARACTERS, TIMELINE_EVENTS
+from galvatron.timelines.arrows import Arrow, arrows
 from galvatron.timelines.shortened import shortened
 from galvatron.timelines.timeline import MEASURED, MEMORY, PREDICTED, TRACKS, Level, Slice, Timeline
 
 _METADATA_OF_PROCESS = 2 + 2 * len(TRACKS)
 _ARGUMENTS = 16
 """Of one event."""
+
+_INSIDE_S = 1e-7
+"""How far within a slice the end of an arrow is, at the most."""
 
 _OTHER_FORM = 'is no timeline as galvatron writes it: a line that ends in "traceEvents": [, one for each event, and ]}'
 
@@ -32,7 +37,8 @@ def timeline_text(own: Timeline, most: int = TIMELINE_EVENTS) -> str:
         most: events that there are at the most: of a longer timeline a part is written.
     """
     own = shortened(own, most, _METADATA_OF_PROCESS)
-    events = (*_metadata(own), *map(_event, _ordered(own.slices)), *map(_counter, own.levels))
+    flows = (event for number, arrow in enumerate(arrows(own)) for event in _flow(number, arrow))
+    events = (*_metadata(own), *map(_event, _ordered(own.slices)), *flows, *map(_counter, own.levels))
     about = {"kind": own.kind, "pipeline_ranks": list(own.pipeline_ranks), "steps": own.steps, **own.about}
     head = json.dumps({"displayTimeUnit": "ms", "otherData": {"galvatron": about}}, allow_nan=False)
     lines = ",\n".join(json.dumps(event, allow_nan=False) for event in events)
@@ -145,6 +151,25 @@ def _event(one: Slice) -> dict[str, Any]:
 
 def _counter(one: Level) -> dict[str, Any]:
     return {"ph": "C", "pid": one.process, "tid": 0, "name": MEMORY, "ts": one.at_s * 1e6, "args": dict(one.bytes_of)}
+
+
+def _flow(number: int, arrow: Arrow) -> Iterator[dict[str, Any]]:
+    """The two ends of an arrow, each within its slice, so that it is found there."""
+    for phase, one, at_s in (
+        ("s", arrow.sender, arrow.sender.end_s - min(_INSIDE_S, arrow.sender.seconds / 2)),
+        ("f", arrow.receiver, arrow.receiver.begin_s + min(_INSIDE_S, arrow.receiver.seconds / 2)),
+    ):
+        yield {
+            "ph": phase,
+            "bp": "e",
+            "id": number,
+            "pid": one.process,
+            "tid": TRACKS.index(one.track),
+            "name": arrow.what,
+            "cat": "message",
+            "ts": at_s * 1e6,
+            "args": {},
+        }
 
 
 def _named(what: str, process: int, track: int, **args: Any) -> dict[str, Any]:

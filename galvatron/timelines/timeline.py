@@ -20,6 +20,9 @@ MEMORY = "memory"
 
 STEP, OPTIMIZER, EPILOGUE, SENDING = "step", "optimizer", "end of the loss", "send"
 
+LAUNCHING = "launching_us"
+"""An argument of a layer: microseconds for which the device waits for the process to launch its kernels."""
+
 PREDICTED, MEASURED = "predicted", "measured"
 """Kinds of timelines."""
 
@@ -62,7 +65,7 @@ class Slice:
     begin_s: float
     seconds: float
     exposed_s: float | None = None
-    args: Mapping[str, str | int] = field(default_factory=dict)
+    args: Mapping[str, str | int | float] = field(default_factory=dict)
 
     @property
     def end_s(self) -> float:

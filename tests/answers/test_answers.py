@@ -14,10 +14,10 @@ from galvatron.answers.diff import differences
 from galvatron.answers.explain import GIB, explain
 from galvatron.answers.question import Question, seconds_of
 from galvatron.answers.ways_out import ways_out
-from galvatron.errors import BudgetError, GalvatronError, PlanError, StrategyError
+from galvatron.errors import BudgetError, ClusterError, GalvatronError, PlanError, StrategyError
 from galvatron.forms import searched, with_costs
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import resolve
+from galvatron.ir.planned import fitted, resolve
 from galvatron.ir.program import Program
 from galvatron.search_options import SearchOptions
 from tests.ir.programs import costed
@@ -52,6 +52,30 @@ def test_an_explanation_says_what_the_step_is_made_of(program: Program) -> None:
     assert sum(seconds for _, seconds in told.critical_parts) == pytest.approx(told.step_time_s)
     assert sum(own.layers for own in told.classes) == len(program.planned_layers)
     assert all(0 < used <= 1 for used in told.used)
+
+
+def test_what_limits_a_plan_is_what_a_rank_does_and_not_what_it_waits_for(program: Program) -> None:
+    told = explain(question(program, 10 * GIB, plan=resolve(program, "pp2/m4/zbv/dp1-tp2", 16, 4)))
+    parts = dict(told.critical_parts)
+    assert told.binding in parts.keys() - {"bubble"} and "others" not in parts
+    assert sum(parts.values()) == pytest.approx(told.step_time_s)
+
+
+def test_one_strategy_for_all_layers_is_asked_about_beside_a_plan(program: Program) -> None:
+    first = Question.asked(program, resolve(program, "m4/dp4", 32, 4), MACHINES)
+    assert first.plan.global_batch_size == 32
+    other = Question.asked(program, "m2/dp4", other=replace(first.plan, cluster="a100-80g:1x4"))
+    assert (other.plan.global_batch_size, other.plan.micro_batches, other.plan.world_size) == (32, 2, 4)
+    assert Question.asked(program, "m2/dp4", MACHINES).plan.global_batch_size == 16
+    with pytest.raises(ClusterError, match="m2/dp4 says no cluster"):
+        Question.asked(program, "m2/dp4")
+
+
+def test_a_plan_for_another_batch_loses_what_was_predicted(program: Program) -> None:
+    plan = searched(program, TIGHT, OPTIONS).required_plan
+    assert fitted(plan, program, 4, 16) == plan
+    twice = fitted(plan, program, 4, 32)
+    assert (twice.global_batch_size, twice.step_time_s, twice.search.space) == (32, None, "")
 
 
 def test_where_nothing_fits_an_explanation_says_so(program: Program) -> None:
@@ -124,7 +148,7 @@ def test_plans_differ_in_what_they_say(program: Program) -> None:
     names = [layer.name for layer in program.planned_layers]
     first, second = (resolve(program, text, 16, 4) for text in ("m4/dp4", "m2/dp2-tp2"))
     told = {own.what: (own.first, own.second) for own in differences(first, second, names)}
-    assert told["micro_batches"] == ("4", "2")
+    assert told["micro-batches"] == ("4", "2")
     assert told[f"{names[0]} … {names[-1]} ({len(names)})"] == ("stage 0: dp4", "stage 0: dp2-tp2")
     assert not differences(first, first, names)
     one = replace(first, stages=((second.strategies[0], *first.strategies[1:]),))

@@ -57,14 +57,23 @@ def test_a_job_can_do_without_a_place_for_profiles(tmp_path: Path, caplog: pytes
     assert "and is not kept" in caplog.text
 
 
-def test_a_profile_that_is_no_longer_so_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_a_profile_that_is_no_longer_so_is_told_or_taken_anew(
+    asked_for: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = local_profile(ALONE, tmp_path)
+    first = replace(first, facts=()) if asked_for else first
     product = Measurement("product", "nn", "f32", tuple((n, 64.0) for n in ("rows", "columns", "inner")), 1e5, 0.0, 1)
     product = replace(product, sizes=(("count", 1.0), *product.sizes))
     store.save(store.store_file(first.environment, tmp_path), replace(first, measurements=(product,)))
     with caplog.at_level(logging.WARNING, "galvatron"):
-        local_profile(ALONE, tmp_path)
-    assert "may be out of date: product takes" in caplog.text
+        again = local_profile(ALONE, tmp_path)
+    if asked_for:
+        assert "may be out of date: product takes" in caplog.text
+        assert again.measurements == (product,)
+    else:
+        assert "was taken while others used this hardware, which is faster now: it was measured for" in caplog.text
+        assert product not in again.measurements and local_profile(ALONE, tmp_path).taken == again.taken
 
 
 def test_measuring_now_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

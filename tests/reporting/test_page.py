@@ -78,6 +78,34 @@ def test_keys_switch_and_zoom(opened: Page) -> None:
     assert opened.evaluate(words) == whole
     opened.press("?")
     assert opened.evaluate("document.getElementById('keys').open")
+    assert "[object" not in opened.evaluate("document.body.textContent")
+    opened.press("?")
+    assert opened.complaints == []
+
+
+def test_plans_are_on_one_scale(opened: Page) -> None:
+    words = "[...document.querySelectorAll('#layers text')].map((one) => one.textContent)"
+    most = [text for text in opened.evaluate(words) if text.startswith("≤")]
+    assert most[:2] == most[2:] and len(most) == 4
+
+
+def test_memory_is_seen_where_the_budget_is_far_above_it(opened: Page) -> None:
+    height = "document.querySelector('#memory .chart [data-kind=activations]').getBBox().height"
+    assert "budget ↑" in opened.evaluate("document.querySelector('#memory .chart').textContent")
+    assert opened.evaluate(height) > 10
+    ends = "[...document.querySelectorAll('#memory table svg')].map((one) => one.getBBox().width / one.clientWidth)"
+    assert 0.9 < max(opened.evaluate(ends)) <= 1
+
+
+def test_all_is_reached_in_a_narrow_window(opened: Page) -> None:
+    opened.call("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=False)
+    opened.evaluate("new Promise((done) => setTimeout(done, 200))")
+    shown = (
+        "[...document.querySelectorAll('nav a, .tools button, .chart svg')].map((one) => one.getBoundingClientRect())"
+    )
+    edges = opened.evaluate(f"{shown}.map((at) => [at.right, at.width])")
+    opened.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+    assert len(edges) > 12 and all(0 < width < right <= 420 for right, width in edges)
     assert opened.complaints == []
 
 

@@ -146,7 +146,15 @@ def test_two_plans_are_beside_each_other(program: Program) -> None:
     told = page_data(program, plans)
     assert [one["text"] for one in told["plans"]] == ["pp1/m4/1f1b", "pp2/m4/1f1b"]
     differ = [what for what, _, _ in told["differences"]]
-    assert {"pipeline_degree", "step_time_s", "peak_bytes"} <= set(differ) and "micro_batches" not in differ
+    assert {"pipeline ranks", "step time", "peak memory by pipeline rank"} <= set(differ)
+    assert "micro-batches" not in differ
+
+
+def test_a_shorthand_stands_beside_a_plan_on_its_cluster_and_batch(program: Program) -> None:
+    plan = replace(resolve(program, "m4/dp4", 96, 4), cluster="a100-80g:1x4")
+    text = report(program, plan, against="pp2/m4/1f1b/dp1-tp2")
+    told = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert [(one["name"], one["batch"]) for one in told["plans"]] == [("", 96), ("pp2/m4/1f1b/dp1-tp2", 96)]
 
 
 def test_a_plan_without_a_cluster_needs_one(program: Program) -> None:

@@ -19,6 +19,7 @@ from galvatron.ir.planned import resolve
 from galvatron.ir.program import Program
 from galvatron.reporting.page import asked
 from galvatron.schedules import Kind
+from galvatron.timelines.arrows import arrows
 from galvatron.timelines.compare import differences, table
 from galvatron.timelines.predicted import predicted_timeline
 from galvatron.timelines.text import read_timeline, timeline_text
@@ -72,6 +73,21 @@ def test_the_timeline_is_the_step_that_is_predicted(program: Program, text: str)
     if "recompute" in text:
         again = [one for one in found.slices if one.name.startswith("recompute ")]
         assert len(again) == 2 * len(program.planned_layers)
+
+
+def test_arrows_lead_from_who_sends_to_who_waits(program: Program) -> None:
+    for text in ("pp2/m2/1f1b/dp1-tp2", "pp2/m6/zbv/dp2-zero3"):
+        found = predicted_timeline(program, plan_of(program, text))
+        drawn = list(arrows(found))
+        for arrow in drawn:
+            assert arrow.sender.process != arrow.receiver.process
+            assert arrow.sender.end_s <= arrow.receiver.begin_s + 1e-12
+            assert arrow.sender.micro_batch == arrow.receiver.micro_batch
+        events = json.loads(timeline_text(found))["traceEvents"]
+        ends = [[event["id"] for event in events if event["ph"] == phase] for phase in "sf"]
+        assert ends[0] == ends[1] == list(range(len(drawn)))
+    # A V of two ranks: the second holds the two stages in the middle, which send each other nothing.
+    assert len(drawn) == 6 * 2 * 2
 
 
 def test_what_is_written_is_read_back(program: Program) -> None:

@@ -18,7 +18,7 @@ def checked(text: str) -> list[dict[str, Any]]:
     assert set(data) == {"traceEvents", "displayTimeUnit", "otherData"}
     events, names = [], defaultdict(set)
     for event in data["traceEvents"]:
-        assert {"ph", "pid", "tid", "name", "args"} <= set(event) and event["ph"] in "XCM"
+        assert {"ph", "pid", "tid", "name", "args"} <= set(event) and event["ph"] in "XCMsf"
         assert type(event["pid"]) is int and type(event["tid"]) is int and type(event["name"]) is str
         if event["ph"] == "M":
             assert set(event["args"]) in ({"name"}, {"sort_index"})

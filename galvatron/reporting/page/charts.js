@@ -19,7 +19,7 @@ function stack(parts, whole, { height = 16, limit, over } = {}) {
     }));
     from += part.value;
   }
-  const mark = limit === undefined ? null : drawn("line", {
+  const mark = limit === undefined || limit > whole ? null : drawn("line", {
     x1: `${(limit / whole) * 100}%`, x2: `${(limit / whole) * 100}%`, y1: -3, y2: height + 3, class: "rule",
     style: { stroke: over ? colour("over") : "" },
   });
@@ -36,7 +36,8 @@ function ticks(from, to, most) {
   return found;
 }
 
-// A chart that is drawn again when its width changes: `draw(width)` gives the parts of an svg and its height.
+// A chart that is drawn again when its width changes: `draw(width)` gives the parts of an svg and its height. Not within
+// the notification, which would be about what it changes itself.
 function chart(draw, attributes = {}) {
   const holder = element("div", { class: "chart", ...attributes });
   let drawnAt = 0;
@@ -46,7 +47,7 @@ function chart(draw, attributes = {}) {
     const { height, parts } = draw(drawnAt);
     holder.replaceChildren(drawn("svg", { height, width: drawnAt, viewBox: `0 0 ${drawnAt} ${height}` }, ...parts));
   };
-  new ResizeObserver(() => holder.clientWidth !== drawnAt && again()).observe(holder);
+  new ResizeObserver(() => requestAnimationFrame(() => holder.clientWidth !== drawnAt && again())).observe(holder);
   return { holder, again };
 }
 

@@ -13,13 +13,17 @@ function traitText(trait, value) {
   return trait === "zero" ? `zero ${value}` : `${trait} ${value}`;
 }
 
+// What a layer takes at the most, of all plans, so that their bars are on one scale.
+function most(names) {
+  return Math.max(...data.plans.flatMap((plan) => plan.kinds.map((kind) => sum(names.map((name) => kind[name])))), 1e-30);
+}
+
 function heatmap(plan) {
   const label = 84, gap = 3, rowHeight = 22, barHeight = 44;
   let matching = () => true;
   const used = data.traits.map((name, index) => [name, index]).filter(([name, index]) =>
     name === "dp" || name === "tp" || plan.strategies.some((one) => strength(name, one.traits[index]) > 0));
   const kindOf = (layer) => plan.kinds[plan.layers[layer][2]];
-  const most = (names) => Math.max(...plan.kinds.map((kind) => sum(names.map((name) => kind[name]))), 1e-30);
   const figuresOf = [
     ["seconds", ["compute_s", "communication_s", "once_s"], ["compute", "communication", "update"], seconds],
     ["bytes", ["state_bytes", "saved_bytes"], ["state", "activations"], bytes],
@@ -96,10 +100,10 @@ function heatmap(plan) {
     };
     parts.push(drawn("rect", { x: label, y: 0, width: Math.max(0, width - label), height: y, fill: "transparent", pointermove: tellAt, pointerleave: hush }));
     return { height: y + 4, parts };
-  }, { style: { minWidth: "560px" } });
+  });
 
   return {
-    node: element("div", { class: "scroll" }, drawing.holder),
+    node: drawing.holder,
     filter(text) {
       const wanted = text.trim().toLowerCase();
       matching = (layer) => !wanted || [data.layers[layer], kindOf(layer).cls, `stage ${plan.layers[layer][0]}`, plan.strategies[plan.layers[layer][1]].text]

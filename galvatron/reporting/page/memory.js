@@ -1,6 +1,7 @@
 // What ranks have in use when it is most, by kind, and over the step.
 function memoryBars(plan) {
-  const whole = Math.max(plan.budget_bytes, ...plan.peak_bytes) * 1.001;
+  const whole = reach * 1.001;
+  const budget = plan.budget_bytes > whole ? `budget ${bytes(plan.budget_bytes)}, of which the width is ${percent(whole / plan.budget_bytes)}` : `budget ${bytes(plan.budget_bytes)}`;
   const rows = runs(plan.memory, (parts) => parts.map(Math.round).join(" ")).map(({ first, last, value }) => {
     const total = plan.peak_bytes[first], over = total > plan.budget_bytes;
     const parts = data.memory_kinds.map((kind, index) => ({
@@ -12,7 +13,7 @@ function memoryBars(plan) {
       element("td", { class: `n ${over ? "over" : ""}` }, bytes(total)),
       element("td", { class: "n hide" }, percent(total / plan.budget_bytes)));
   });
-  return element("table", {}, element("thead", {}, element("tr", {}, element("th"), element("th", {}, `peak of a device, budget ${bytes(plan.budget_bytes)}`), element("th", { class: "n" }, "in use"), element("th", { class: "n hide" }, "of budget"))),
+  return element("table", {}, element("thead", {}, element("tr", {}, element("th"), element("th", {}, `peak of a device, ${budget}`), element("th", { class: "n" }, "in use"), element("th", { class: "n hide" }, "of budget"))),
     element("tbody", {}, rows));
 }
 
@@ -21,10 +22,10 @@ function memoryOver(step, plan, number) {
   const headline = element("h3");
   const drawing = chart((width) => {
     const rank = step.ranks[view.rank[number]], own = rank.own.memory;
-    const state = sum(own.state), top = Math.max(plan.budget_bytes, own.peak_bytes) * 1.06;
+    const state = sum(own.state), top = reach * 1.06;
     const scale = (time) => label + ((time - view.from) / (view.to - view.from)) * (width - label);
     const y = (size) => high - (size / top) * high;
-    headline.textContent = `${marks[number]} Rank ${view.rank[number]} over the step: at most ${bytes(own.peak_bytes)}`.trim();
+    headline.textContent = `${marks[number]} Rank ${view.rank[number]} over the step: at most ${bytes(own.peak_bytes)} of ${bytes(plan.budget_bytes)}`.trim();
     const levels = new Float64Array(Math.ceil(width - label) + 1), totals = new Float64Array(levels.length);
     const put = (from, to, held, extra) => {
       const a = Math.max(0, Math.floor(scale(from) - label)), b = Math.min(levels.length - 1, Math.ceil(scale(to) - label) - 1);
@@ -55,6 +56,9 @@ function memoryOver(step, plan, number) {
       return drawn("path", { d: path, fill: colour(fill), "data-kind": kind });
     };
     const zeros = new Float64Array(levels.length);
+    const budget = plan.budget_bytes <= top ? [y(plan.budget_bytes) + 4, "budget"] : [6, "budget ↑"];
+    // Of labels that would stand on each other the first.
+    const labels = [budget, [y(state) + 4, bytes(state)], [high, "0"]].filter(([at], index, all) => all.slice(0, index).every(([other]) => Math.abs(at - other) >= 13));
     const tellAt = (event) => {
       const x = Math.floor(event.clientX - drawing.holder.getBoundingClientRect().left - label);
       if (x < 0) return hush();
@@ -66,10 +70,8 @@ function memoryOver(step, plan, number) {
       drawn("rect", { x: label, width: width - label, y: y(state), height: high - y(state), fill: colour("state") }),
       area(levels, zeros, "activations", "activations"),
       area(totals, levels, "working", "working"),
-      drawn("line", { class: "rule", x1: label, x2: width, y1: y(plan.budget_bytes), y2: y(plan.budget_bytes) }),
-      drawn("text", { x: label - 10, y: y(plan.budget_bytes) + 4, "text-anchor": "end" }, "budget"),
-      drawn("text", { x: label - 10, y: y(state) + 4, "text-anchor": "end" }, bytes(state)),
-      drawn("text", { x: label - 10, y: high, "text-anchor": "end" }, "0"),
+      plan.budget_bytes <= top && drawn("line", { class: "rule", x1: label, x2: width, y1: y(plan.budget_bytes), y2: y(plan.budget_bytes) }),
+      ...labels.map(([at, text]) => drawn("text", { x: label - 10, y: at, "text-anchor": "end" }, text)),
       drawn("rect", { x: label, width: width - label, y: 0, height: high, fill: "transparent", pointermove: tellAt, pointerleave: hush }),
     ] };
   });

@@ -17,7 +17,7 @@ function filled(node, attributes, children) {
     else if (name === "style") Object.assign(node.style, value);
     else node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== undefined && child !== null && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== undefined && child !== null && child !== false));
   return node;
 }
 
@@ -60,6 +60,13 @@ function heading(plan, index) {
 function title(kind) {
   return data.titles[kind] ?? kind;
 }
+
+// What an axis of bytes ends at: the most that a plan uses, or its budget where that does not make all else too small to
+// be seen; the same for all plans.
+const reach = Math.max(...data.plans.map((plan) => {
+  const most = Math.max(...plan.peak_bytes);
+  return plan.budget_bytes <= 4 * most ? Math.max(most, plan.budget_bytes) : most;
+}));
 
 function sum(numbers) {
   return numbers.reduce((total, number) => total + number, 0);

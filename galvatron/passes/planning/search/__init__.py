@@ -25,7 +25,7 @@ from galvatron.passes.planning.constraints import Constraints
 from galvatron.passes.planning.search.columns import Choice
 from galvatron.passes.planning.search.fastest import fastest
 from galvatron.passes.planning.search.least import least_budget
-from galvatron.passes.planning.search.misses import nearest_miss
+from galvatron.passes.planning.search.misses import check_fixed, nearest_miss
 from galvatron.passes.planning.search.tables import Stages
 from galvatron.passes.planning.search.watch import Stopped, Watch, limited
 from galvatron.passes.planning.tree import divisors
@@ -156,16 +156,17 @@ class Search(Pass):
         """What a search has to choose from.
 
         Raises:
-            PlanError: there is nothing; says why.
+            PlanError: there is nothing, or nothing fits the budget whatever it is; says why.
         """
         if self.global_batch is not None:
             program = replace(program, batch_size=self.global_batch)
-        default = program.required_cluster.default_budget_bytes
+        budget = program.required_cluster.default_budget_bytes if self.memory is None else int(self.memory)
+        check_fixed(program, budget)
         model = cost_model(program)
         choices = [way for choice in self._choices(program) for way in self._ways(model.tied(), *choice)]
         if not choices:
             raise PlanError(self._nothing_left(program))
-        return Problem(program, model, choices, default if self.memory is None else int(self.memory))
+        return Problem(program, model, choices, budget)
 
     def _found(self, problem: Problem, watch: Watch) -> tuple[int, bool]:
         """The budget within which the watch then has the best plan, and whether the search came to its end."""

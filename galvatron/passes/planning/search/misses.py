@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from galvatron.costs.estimate import workspace_bytes
 from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, evaluate_plan, peak_bytes
+from galvatron.errors import BudgetError
 from galvatron.ir.plan import runs
 from galvatron.ir.planned import balanced
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
 from galvatron.units import format_bytes
+
+
+def check_fixed(program: Program, budget_bytes: int) -> None:
+    """
+    Raises:
+        BudgetError: what every plan takes on each device is more than there is, as is known without a search.
+    """
+    fixed_bytes = workspace_bytes(program)
+    if fixed_bytes > budget_bytes:
+        raise BudgetError(
+            f"no plan fits {format_bytes(budget_bytes)} ({budget_bytes} bytes) per device: what libraries keep of each "
+            f"device is {format_bytes(fixed_bytes)} already; give more memory"
+        )
 
 
 def nearest_miss(
