@@ -25,6 +25,8 @@ _ELEMENTS = (
 """Operators whose results have elements of their first operand, and no others."""
 _MOST_BINS = 1024
 """For so many, rounding in 32 bits puts no whole number into a bin beside its own."""
+_HOLD_IDS = ("f32", "f64", "i32", "i64")
+"""Element types that have all numbers up to there."""
 
 
 def looked_up_matrices(op: Op, build: Builder) -> Ref | None:
@@ -234,6 +236,8 @@ class _Unsorted:
             return False
         counted = counts.args[0]
         while (cast := self._build.producer(counted)) is not None and cast.name == "_to_copy":
+            if cast.result.type.dtype not in _HOLD_IDS:
+                return False
             counted = cast.args[0]
         return counted == self._ids or (len(self._sort.results) == 2 and counted == Ref(self._sort.results[0].name))
 
