@@ -9,17 +9,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from galvatron.debugging.comparison import ROUNDING, Departure, check_size
+from galvatron.debugging.comparison import ROUNDING, Departure, check_known, check_size, not_finite
 from galvatron.debugging.rounding import Reference, least_norm
-from galvatron.debugging.running import Tensors, every_value, gradients_by, runnable
+from galvatron.debugging.running import Tensors, callers_of, every_value, gradients_by, runnable
+from galvatron.debugging.sides import Sides, check_sides
 from galvatron.debugging.simulation import combine, distribute, dual_layout, run_ranks, world
+from galvatron.debugging.trials import SCALES, Trial, settle, trials
 from galvatron.debugging.values import random_values
 from galvatron.debugging.widened import undrawn, widened
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Layout, Mesh, Shard
 from galvatron.ir.program import LayerClass
-from galvatron.ir.types import evaluate
+from galvatron.ir.types import BatchSizes, evaluate
 
 
 def class_departure(whole: Graph, local: LayerClass, differentiable: frozenset[str]) -> Departure | None:
@@ -41,43 +43,76 @@ def class_departure(whole: Graph, local: LayerClass, differentiable: frozenset[s
         raise GalvatronError(
             f"@{local.name} has {len(local.graph.outputs)} results, and @{local.base} {len(whole.outputs)}"
         )
-    return _Sharded(whole, local, differentiable).departure()
+    wide = undrawn(widened(whole)), undrawn(widened(local.graph))
+    unknown: set[tuple[str, str]] | None = None
+    sides = Sides(whole), Sides(local.graph)
+    for trial in trials(wide, BatchSizes(), _degree(local)):
+        compared = _Sharded(*wide, local, differentiable, trial, sides)
+        if (found := compared.departure()) is not None:
+            return found
+        unknown = compared.unknown if unknown is None else unknown & compared.unknown
+    check_known(unknown or (), f" in class @{local.name}")
+    check_sides(*sides)
+    return None
+
+
+def _degree(cls: LayerClass) -> int:
+    return 1 if cls.strategy is None else cls.strategy.sample_shards
 
 
 class _Sharded:
     """Both classes with the same numbers.
 
     Args:
-        own: samples of a rank; None for the fewest that there can be.
+        whole, own: both graphs, as they are run.
+        local: the class.
+        trial: with what they are run.
+        sides: what sees the values of both.
     """
 
-    def __init__(self, whole: Graph, local: LayerClass, differentiable: frozenset[str], own: int | None = None) -> None:
-        self._whole, self._local = undrawn(widened(whole)), replace(local, graph=undrawn(widened(local.graph)))
-        self._differentiable = differentiable
-        degree = 1 if local.strategy is None else local.strategy.sample_shards
-        self._own = own or _samples(self._whole, self._local.graph, degree)
-        self._batch = self._own * degree
+    def __init__(
+        self,
+        whole: Graph,
+        own: Graph,
+        local: LayerClass,
+        differentiable: frozenset[str],
+        trial: Trial,
+        sides: tuple[Sides, Sides] | None = None,
+    ) -> None:
+        self._written = local.graph
+        self._whole, self._local = (
+            settle(whole, trial.settled), replace(local, graph=settle(own, trial.settled))
+        )  # fmt: skip
+        self._differentiable, self._sides = differentiable, sides
+        self._own, self._scale = trial.samples, trial.scale
+        self._batch = self._own * _degree(local)
         check_size([self._whole], self._batch)
         self._layouts: dict[str, Layout] = {n: value.layout or () for n, value in self._local.graph.values.items()}
         self._names = dict(zip(whole.outputs, local.graph.outputs, strict=True))
         self._least = 0.0
         """The norm that a gradient is taken to have at least."""
+        self.unknown: set[tuple[str, str]] = set()
+        """What has to be the same, and is nowhere finite: then any two are."""
 
     def departure(self) -> Departure | None:
         """See `class_departure`."""
         torch.manual_seed(0)
-        given = random_values(self._whole, self._batch, 1.0, 0)
-        leaves = {name: _leaf(tensor, name in self._differentiable) for name, tensor in given.items()}
-        with runnable():
-            expected = every_value(self._whole, leaves, self._batch)
+        given = random_values(self._whole, self._batch, self._scale, 0)
+        expected, nearby = (self._expected(given, rounded=rounded) for rounded in (False, True))
+        self.unknown = not_finite("value", {name: expected[name] for name in self._whole.outputs})
         mesh, local = self._local.mesh, self._local.graph
         parts = {name: distribute(given[name], self._layouts[name], mesh, self._own) for name in given}
         ranks = [{n: _leaf(parts[n][r], n in self._differentiable) for n in given} for r in world(mesh)]
         with runnable():
             made = run_ranks(local, mesh, ranks, batch=self._own, global_batch=self._batch)
+        if self._sides is not None:
+            for seen, runs in zip(self._sides, ([expected], made), strict=True):
+                for values in runs:
+                    seen.see(values)
         both = [*self._in_both()]
         for name, whole in both:
-            if found := self._off("value", name, [rank[name].detach() for rank in made], expected[whole].detach()):
+            reference = Reference(expected[whole].detach(), nearby[whole].detach())
+            if found := self._off("value", name, [rank[name].detach() for rank in made], reference):
                 return found
         gradients = {
             name: torch.randn_like(expected[name])
@@ -87,8 +122,12 @@ class _Sharded:
         if not gradients:
             return None
         with runnable():
-            wanted = gradients_by(expected, [expected[name] for name in gradients], list(gradients.values()))
+            wanted, near = (
+                gradients_by(values, [values[name] for name in gradients], list(gradients.values()))
+                for values in (expected, nearby)
+            )
         self._least = least_norm(wanted.values())
+        self.unknown |= not_finite("gradient", {name: wanted[name] for name in given if name in wanted})
         split = {
             name: distribute(gradient, dual_layout(self._layouts[self._names[name]]), mesh, self._own, zeros=True)
             for name, gradient in gradients.items()
@@ -97,14 +136,21 @@ class _Sharded:
             own = self._local_gradients(made, split)
         for name, whole in reversed(both):
             if whole in wanted or name in own:
-                gradient = wanted.get(whole, torch.zeros_like(expected[whole]))
-                if found := self._off("gradient", name, own.get(name), gradient):
+                zero = torch.zeros_like(expected[whole])
+                reference = Reference(wanted.get(whole, zero), near.get(whole, zero))
+                if found := self._off("gradient", name, own.get(name), reference):
                     return found
         return None
 
+    def _expected(self, given: Tensors, *, rounded: bool) -> Tensors:
+        """All values of the whole class; see `callers_of`."""
+        leaves = {name: _leaf(tensor, name in self._differentiable) for name, tensor in given.items()}
+        with runnable():
+            return every_value(self._whole, leaves, self._batch, callers_of(self._whole, rounded=rounded))
+
     def _in_both(self) -> Iterator[tuple[str, str]]:
         """The values that both graphs have, in the order of the local one, with their names in the other one."""
-        graph = self._local.graph
+        graph = self._written
         order = [value.name for value in (*graph.inputs, *graph.state)]
         order += [value.name for op in graph.ops for value in op.results]
         back = {local: name for name, local in self._names.items()}
@@ -130,9 +176,9 @@ class _Sharded:
                 own[rank] = gradient
         return gradients
 
-    def _off(self, what: str, name: str, parts: list[Tensor] | None, wanted: Tensor) -> Departure | None:
+    def _off(self, what: str, name: str, parts: list[Tensor] | None, reference: Reference) -> Departure | None:
         """What a value, or its gradient, put together from all ranks, has of a departure."""
-        layout = self._layouts[name]
+        layout, wanted = self._layouts[name], reference.wanted
         is_gradient = what == "gradient"
         try:
             total = (
@@ -149,16 +195,16 @@ class _Sharded:
             )
         except GalvatronError as error:
             return replace(self._departure(what, name, math.inf), note=str(error))
-        least = self._least if is_gradient else 1e-6 * math.sqrt(wanted.numel())
-        off = Reference(wanted, wanted).beside(total, ROUNDING, least)
+        least = self._least if is_gradient else 1e-6 * self._scale * math.sqrt(wanted.numel())
+        off = reference.beside(total, ROUNDING, least)
         return None if off.is_rounding else self._departure(what, name, off.difference)
 
     def _departure(self, what: str, name: str, off: float) -> Departure:
-        graph = self._local.graph
+        graph = self._written
         readers = tuple(op for op in graph.ops if name in op.operands)
         makers = tuple(filter(None, [graph.producers.get(name)]))
         ops = readers if what == "gradient" else makers
-        return Departure(what, name, name, ops, off, 1.0, self._local.name, self._local.mesh)
+        return Departure(what, name, name, ops, off, self._scale, self._local.name, self._local.mesh)
 
 
 def conversion_departure(cls: LayerClass, *, differentiable: bool) -> Departure | None:
@@ -173,7 +219,7 @@ def conversion_departure(cls: LayerClass, *, differentiable: bool) -> Departure 
     shape = (Value(given.name, replace(given.type, shape=tuple(sizes))),)
     identity = Graph(shape, (), (), (given.name,))
     flowing = frozenset((given.name, name) if differentiable else ())
-    return _Sharded(identity, cls, flowing, _CONVERTED).departure()
+    return _Sharded(identity, graph, cls, flowing, Trial(_CONVERTED, SCALES[0], {})).departure()
 
 
 _CONVERTED = 4
@@ -188,18 +234,3 @@ def _ways(layout: Layout, mesh: Mesh, dim: int) -> int:
 
 def _leaf(tensor: Tensor, differentiable: bool) -> Tensor:
     return tensor.detach().clone().requires_grad_(differentiable and tensor.is_floating_point())
-
-
-def _samples(whole: Graph, local: Graph, degree: int) -> int:
-    """The fewest samples of a rank above one at which every size is whole."""
-    dims = [[dim for value in graph.values.values() for dim in value.type.shape] for graph in (whole, local)]
-    for own in range(2, 1025):
-        try:
-            for dim in dims[0]:
-                evaluate(dim, own * degree)
-            for dim in dims[1]:
-                evaluate(dim, own)
-        except GalvatronError:
-            continue
-        return own
-    raise GalvatronError("there is no number of samples up to 1024 of a rank at which all sizes are whole")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from galvatron.debugging.rounding import Reference, Rounding, least_norm, norm
 from galvatron.debugging.running import Tensors, Trace, traced
+from galvatron.debugging.sides import Sides, check_sides
+from galvatron.debugging.trials import settle, trials
 from galvatron.debugging.values import random_values
 from galvatron.debugging.widened import widened
 from galvatron.errors import GalvatronError
@@ -21,9 +23,6 @@ from galvatron.ir.inlined import inlined
 from galvatron.ir.layout import Mesh
 from galvatron.ir.program import Form, Program
 from galvatron.ir.types import BatchSizes, evaluate
-
-SCALES = (1.0, 1e-3, 3.0)
-"""Of the random numbers, so that an epsilon shows, and a clamp."""
 
 ROUNDING = Rounding(1e3, 1e-9)
 """Of programs in float64, where the other rounding is what the first makes when every result of an op is another one in
@@ -77,30 +76,76 @@ def _blamed(op: Op, mesh: Mesh) -> str:
     return f"  {op_text(op, mesh)}{line}"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A program that fails where the one that it was made from does not."""
+
+    text: str
+    what: str = "failure"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Pairs = Sequence[tuple[str, str]]
+"""Values of the second of two graphs, each with that of the first which it should be."""
+
+
 def departure(
-    first: Graph, second: Graph, sizes: BatchSizes, trained: Collection[str], scales: Iterable[float] = SCALES
-) -> Departure | None:
+    first: Graph, second: Graph, sizes: BatchSizes, trained: Collection[str], results: Pairs
+) -> Departure | Failure | None:
     """Where the second of two graphs, which should compute the same, departs from the first; None where it does not.
 
     Args:
-        sizes: the numbers of samples for which they hold; they are run with the fewest above one.
+        sizes: the numbers of samples for which they hold.
         trained: the state that has a gradient.
+        results: what of both has to be the same; the first is the loss.
 
     Raises:
-        GalvatronError: they are too large to run here, or cannot be run.
+        GalvatronError: they are too large to run here, or cannot be run, or random numbers say nothing of what has to
+            be the same.
     """
     wide = widened(first), widened(second)
-    batch = fewest_samples(wide, sizes)
-    check_size(wide, batch)
-    _check_signatures(*wide, batch)
-    for scale in scales:
-        given = random_values(wide[0], batch, scale, 0)
-        own, other = traced(wide[0], given, batch, trained), traced(wide[1], _of(second, given), batch, trained)
-        nearby = traced(wide[0], given, batch, trained, rounded=True)
-        found = _Comparison(first, second, own, other, nearby).departure()
-        if found is not None:
-            return replace(found, scale=scale)
+    unknown: set[tuple[str, str]] | None = None
+    sides = Sides(first), Sides(second)
+    for trial in trials(wide, sizes):
+        one, two = (settle(graph, trial.settled) for graph in wide)
+        check_size((one, two), trial.samples)
+        _check_signatures(one, two, trial.samples)
+        given = random_values(one, trial.samples, trial.scale, 0)
+        own, nearby = (traced(one, given, trial.samples, trained, rounded=rounded) for rounded in (False, True))
+        try:
+            other = traced(two, given, trial.samples, trained)
+        except GalvatronError as error:
+            return Failure(f"it fails with numbers that the program before takes: {error}")
+        compared = _Comparison(first, second, own, other, nearby, results)
+        if (found := compared.departure()) is not None:
+            return replace(found, scale=trial.scale)
+        unknown = compared.unknown if unknown is None else unknown & compared.unknown
+        for seen, trace in zip(sides, (own, other), strict=True):
+            seen.see(trace.values)
+    check_known(unknown or ())
+    check_sides(*sides)
     return None
+
+
+def not_finite(what: str, tensors: Tensors) -> set[tuple[str, str]]:
+    """Those of some values, or gradients, that nowhere are finite, so that others would be the same."""
+    return {(what, name) for name, tensor in tensors.items() if tensor.numel() and not tensor.isfinite().any()}
+
+
+def check_known(unknown: Iterable[tuple[str, str]], within: str = "") -> None:
+    """
+    Args:
+        unknown: what is nowhere finite in any trial.
+
+    Raises:
+        GalvatronError: there is something.
+    """
+    for what, name in sorted(unknown):
+        raise GalvatronError(
+            f"nothing is known of the {what} of %{name}{within}, which is not finite for random numbers of any scale"
+        )
 
 
 def one_run(program: Program) -> tuple[float, dict[str, float]]:
@@ -111,10 +156,12 @@ def one_run(program: Program) -> tuple[float, dict[str, float]]:
     """
     if program.form >= Form.SHARDED:
         raise GalvatronError(f"the program is {program.form}: what one rank does of it is not run alone")
-    graph = widened(inlined(program))
-    batch = fewest_samples([graph], program.batch_sizes)
-    check_size([graph], batch)
-    found = traced(graph, random_values(graph, batch, SCALES[0], 0), batch, program.trainable)
+    wide = widened(inlined(program))
+    trial = trials([wide], program.batch_sizes)[0]
+    graph = settle(wide, trial.settled)
+    check_size([graph], trial.samples)
+    given = random_values(graph, trial.samples, trial.scale, 0)
+    found = traced(graph, given, trial.samples, program.trainable)
     trained = [state.name for state in program.state if state.trainable and state.name in found.gradients]
     return found.values[graph.outputs[0]].item(), {name: norm(found.gradients[name]) for name in trained}
 
@@ -122,7 +169,7 @@ def one_run(program: Program) -> tuple[float, dict[str, float]]:
 def _check_signatures(first: Graph, second: Graph, batch: int) -> None:
     """
     Raises:
-        GalvatronError: the second graph is given what the first is not, or has not as many results.
+        GalvatronError: the second graph is given what the first is not.
     """
     known = {value.name: value for value in (*first.inputs, *first.state)}
     for value in (*second.inputs, *second.state):
@@ -132,27 +179,6 @@ def _check_signatures(first: Graph, second: Graph, batch: int) -> None:
         if (known[value.name].type.dtype, one) != (value.type.dtype, other):
             told = f"{known[value.name].type} in one program and {value.type} in the other"
             raise GalvatronError(f"%{value.name} is {told}")
-    if len(first.outputs) != len(second.outputs):
-        raise GalvatronError(f"one program has {len(first.outputs)} results, and the other {len(second.outputs)}")
-
-
-def _of(graph: Graph, given: Tensors) -> Tensors:
-    """What a graph is given; less than another one, of which it is made."""
-    return {value.name: given[value.name] for value in (*graph.inputs, *graph.state)}
-
-
-def fewest_samples(graphs: Iterable[Graph], sizes: BatchSizes) -> int:
-    """The least number of samples above one for which every size of some graphs is whole."""
-    dims = {dim for graph in graphs for value in graph.values.values() for dim in value.type.shape}
-    for batch in range(2, 4097):
-        if batch in sizes:
-            try:
-                for dim in dims:
-                    evaluate(dim, batch)
-            except GalvatronError:
-                continue
-            return batch
-    raise GalvatronError(f"there is no number of samples up to 4096 among {sizes} at which all sizes are whole")
 
 
 def check_size(graphs: Iterable[Graph], batch: int) -> None:
@@ -172,17 +198,17 @@ def check_size(graphs: Iterable[Graph], batch: int) -> None:
 class _Comparison:
     """Two graphs that should compute the same, and what they made of the same numbers."""
 
-    def __init__(self, first: Graph, second: Graph, before: Trace, after: Trace, nearby: Trace) -> None:
+    def __init__(self, first: Graph, second: Graph, before: Trace, after: Trace, nearby: Trace, results: Pairs) -> None:
         """
         Args:
             nearby: what the first makes when each result is another one in its last bit.
+            results: see `departure`.
         """
         self._first, self._second = first, second
         self._before, self._after, self._nearby = before, after, nearby
         found = aligned(first, second)
-        given = {value.name for value in (*second.inputs, *second.state)}
-        self._due = [(name, name) for name in given if name in before.values]
-        self._due += zip(second.outputs, first.outputs, strict=True)
+        self._due = [(value.name, value.name) for value in (*first.inputs, *first.state)]
+        self._due += results
         changed = {value.name for place in found.changed for value in first.ops[place].results}
         self._same = {name: there for name, there in found.values.items() if name not in changed}
         pairs = [(there, name) for name, there in self._same.items()]
@@ -205,6 +231,14 @@ class _Comparison:
         readers = [op for op in self._second.ops if name in op.operands]
         readers += [op for op in self._first.ops if before in op.operands and self._is_gone(op)]
         return Departure("gradient", name, before, tuple(readers), self._gradient_off(name, before), 0.0)
+
+    @property
+    def unknown(self) -> set[tuple[str, str]]:
+        """What has to be the same, and is nowhere finite: then any two are."""
+        values, gradients = self._before.values, self._before.gradients
+        due = [before for _, before in self._due]
+        flowing = {name: gradients[name] for name in due if name in gradients}
+        return not_finite("value", {name: values[name] for name in due}) | not_finite("gradient", flowing)
 
     def _is_gone(self, op: Op) -> bool:
         return all(value.name not in self._same for value in op.results)

@@ -17,7 +17,7 @@ SHOWN = 40
 @dataclass(frozen=True)
 class Row(Difference):
     """One tensor of a program beside that of the eager model in float64: its rounding is that of the program's element
-    type, which is what eager float32 differs by, in units of that type.
+    type, which is what eager differs by in that type, or in float32, in units of it, for a program in float64.
 
     Attributes:
         what: `loss`, `gradient` or `output`.

@@ -41,6 +41,15 @@ DOUBLE: Types = (torch.float64, WIDE)
 FLOAT: Types = (torch.float32, SINGLE)
 
 
+def _types_of(dtype: torch.dtype) -> tuple[Types, ...]:
+    """Those in which eager shows what rounding makes of a program that computes in a type: the same, or where eager
+    cannot run in that, or is no less exact than the reference, float32."""
+    if dtype in (torch.float32, torch.float64):
+        return (FLOAT,)
+    name = next(name for name, attribute in TORCH_DTYPE_NAMES.items() if getattr(torch, attribute) == dtype)
+    return (dtype, {**SINGLE, "f32": name, "f64": name}), FLOAT
+
+
 @dataclass(frozen=True)
 class Given:
     """What is compared on: a batch, as forward is called with it and as the program reads it, and the loss of what
@@ -131,7 +140,7 @@ def _dtype(planned: Program) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What eager computes, in float64 and in float32, and what is known of it."""
+    """What eager computes, in float64 and in another type, and what is known of it."""
 
     loss: Reference
     gradients: Mapping[str, Reference]
@@ -200,18 +209,38 @@ def _line(op: Op | None) -> str:
 
 
 def _eager(planned: Program, given: Given, state: Mapping[str, Tensor], *, layers: bool) -> _Computed:
-    """What the model computes with the values of the program, in both types."""
+    """What the model computes with the values of the program, in float64 and as rounding makes it."""
+    dtype = _dtype(planned)
     with plain_torch(device_of(given.model)):
-        runs = [_of_model(planned, given, state, types[0]) for types in (DOUBLE, FLOAT)]
-        kept = [_of_layers(planned, given, state, types) if layers else {} for types in (DOUBLE, FLOAT)]
-    (wide, wide_gradients), (narrow, narrow_gradients) = runs
+        wide = _run(planned, given, state, DOUBLE, layers=layers)
+        for types in _types_of(dtype):
+            try:
+                narrow = _run(planned, given, state, types, layers=layers)
+                break
+            except GalvatronError:
+                if types is FLOAT:
+                    raise
     return _Computed(
-        Reference(wide, narrow),
-        {name: Reference(gradient, narrow_gradients[name]) for name, gradient in wide_gradients.items()},
-        {name: Reference(value, kept[1][name]) for name, value in kept[0].items()},
+        Reference(wide.loss, narrow.loss),
+        {name: Reference(gradient, narrow.gradients[name]) for name, gradient in wide.gradients.items()},
+        {name: Reference(value, narrow.outputs[name]) for name, value in wide.outputs.items()},
         _Places.of(planned),
-        Rounding.of(_dtype(planned), FLOAT[0]),
+        Rounding.of(dtype, types[0]),
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What eager computes in one type."""
+
+    loss: Tensor
+    gradients: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+def _run(planned: Program, given: Given, state: Mapping[str, Tensor], types: Types, *, layers: bool) -> _Run:
+    loss, gradients = _of_model(planned, given, state, types[0])
+    return _Run(loss, gradients, _of_layers(planned, given, state, types) if layers else {})
 
 
 def _of_model(

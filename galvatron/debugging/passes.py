@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from galvatron.debugging.classes import class_departure, conversion_departure
-from galvatron.debugging.comparison import Departure, departure
-from galvatron.debugging.wiring import Rewired, wiring_departures
+from galvatron.debugging.comparison import Departure, Failure, departure
+from galvatron.debugging.wiring import Rewired, paired_results, rewired, wiring_departures
 from galvatron.errors import GalvatronError, VerifyError
 from galvatron.ir.gradients import gradients
 from galvatron.ir.inlined import inlined
@@ -20,7 +20,7 @@ from galvatron.passes.pipeline import Pipeline, Step, run_step
 _LOG = logging.getLogger("galvatron")
 
 
-def pass_departure(before: Program, after: Program) -> Departure | Rewired | None:
+def pass_departure(before: Program, after: Program) -> Departure | Failure | Rewired | None:
     """Where a program that a pass gave departs from the one that it got; None where both compute the same.
 
     Up to the planned form the whole computation is run, with one micro-batch. Of a sharded program each class is run on
@@ -33,13 +33,25 @@ def pass_departure(before: Program, after: Program) -> Departure | Rewired | Non
     """
     _check_models(before, after)
     if after.form < Form.SHARDED:
-        sizes = after.batch_sizes & before.batch_sizes
-        return departure(inlined(before), inlined(after), sizes, before.trainable)
+        return _flat_departure(before, after)
     if before.form is Form.CAPTURED:
         raise GalvatronError(f"a {before.form} program has no layers to compare those of a {after.form} one with")
     if found := next(wiring_departures(before, after), None):
         return found
     return next(filter(None, _class_departures(before, after)), None)
+
+
+def _flat_departure(before: Program, after: Program) -> Departure | Failure | Rewired | None:
+    """Results are the same that are called the same. An update that the later program lacks is of what is there."""
+    unwritten = {f"the value of the update of {update.state}": update.state for update in before.updates}
+    pairs: list[tuple[str, str]] = []
+    for name, then, now in paired_results(before, after):
+        now = unwritten.get(name) if now is None else now
+        if then is None or now is None:
+            return rewired(name, then, now)
+        pairs.append((now, then))
+    sizes = after.batch_sizes & before.batch_sizes
+    return departure(inlined(before), inlined(after), sizes, before.trainable, pairs)
 
 
 def _check_models(before: Program, after: Program) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Value
+from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import draws_as_a_whole, is_random
 
 WIDE = {"bf16": "f64", "f16": "f64", "f32": "f64", "c64": "c128"}
@@ -27,23 +28,26 @@ def widened(graph: Graph, types: Mapping[str, str] = WIDE) -> Graph:
 
 
 def undrawn(graph: Graph) -> Graph:
-    """The graph in which dropout drops nothing, so that ranks and one device need not draw the same.
+    """The graph in which dropout drops nothing, so that ranks and one device need not draw the same, but multiplies by
+    a number that follows from its rate, so that another rate shows.
 
     Raises:
         GalvatronError: it draws otherwise.
     """
-    return Graph(graph.inputs, graph.state, tuple(map(_undrawn, graph.ops)), graph.outputs)
+    return replace(graph, ops=tuple(one for op in graph.ops for one in _undrawn(op)))
 
 
-def _undrawn(op: Op) -> Op:
-    if draws_as_a_whole(op):
+def _undrawn(op: Op) -> tuple[Op, ...]:
+    draws = operator_of(op).draws
+    if not (is_random(op) or draws_as_a_whole(op)) or (draws and draws.switch and not op.get(draws.switch)):
+        return (op,)
+    rates = [name for name in ("p", "dropout_p") if isinstance(op.get(name), int | float)]
+    if draws is None or draws.switch is None or len(rates) != 1:
         raise GalvatronError(f"{op.target} draws random numbers, which are others on several ranks")
-    if not is_random(op):
-        return op
-    rates = {name: 0.0 for name in ("p", "dropout_p") if name in op.arguments}
-    if not rates:
-        raise GalvatronError(f"{op.target} draws random numbers, which are others on several ranks")
-    return op.changed(**rates)
+    (rate,), (first, *rest) = rates, op.results
+    whole = replace(first, name=f"{first.name} undrawn")  # as nothing is called in a program
+    more = Op("aten.mul.Tensor", (Ref(whole.name), 1.0 + float(op[rate])), (), (first,), op.source)  # type: ignore[arg-type]  # a number
+    return replace(op.changed(**{rate: 0.0}), results=(whole, *rest)), more
 
 
 def _value(value: Value, types: Mapping[str, str]) -> Value:

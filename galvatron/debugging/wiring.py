@@ -6,6 +6,7 @@ Values are known by the names that they have before there are copies and convers
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -46,10 +47,16 @@ def wiring_departures(before: Program, after: Program) -> Iterator[Rewired]:
             for one, other in zip_longest(now, then, fillvalue="nothing"):
                 if one != other:
                     yield Rewired(f"{layer.name}, which makes {_told(values)}, {what} {one}; before, {other}")
-    now, then = dict(_results(after)), dict(_results(before))
-    for name in dict.fromkeys((*then, *now)):
-        if now.get(name) != then.get(name):
-            yield Rewired(f"{name} is {_value(now.get(name))}; before, {_value(then.get(name))}")
+    for name, then, now in paired_results(before, after):
+        if now != then:
+            yield rewired(name, then, now)
+
+
+def paired_results(before: Program, after: Program) -> Iterator[tuple[str, str | None, str | None]]:
+    """What becomes of a step of each of two programs: what it is called, and the value that it is in both; None where
+    one has none."""
+    then, now = dict(_results(before)), dict(_results(after))
+    yield from ((name, then.get(name), now.get(name)) for name in dict.fromkeys((*then, *now)))
 
 
 _PARTS = ("is of", "reads", "has the state")
@@ -66,12 +73,21 @@ def _makes(program: Program, layer: Layer) -> tuple[str, ...]:
 
 
 def _results(program: Program) -> Iterator[tuple[str, str]]:
-    """The results of a program, each with the value that it is."""
+    """The results of a program, each with the value that it is; the loss first."""
     named = [("the loss", program.output)]
     named += [(f"the {'sum' if u.adds else 'value'} of the update of {u.state}", u.value) for u in program.updates]
     named += [(f"the output {output.name}", output.value) for output in program.outputs]
-    named += [(str(check), check.value) for check in program.checks]
+    told: Counter[str] = Counter()
+    for check in program.checks:
+        told[check.says] += 1
+        again = f", number {told[check.says]}" if told[check.says] > 1 else ""
+        named.append((f"{check}{again}", check.value))
     return ((name, program.origin_of.get(value, value)) for name, value in named)
+
+
+def rewired(name: str, then: str | None, now: str | None) -> Rewired:
+    """A result of the program that is another value than it was."""
+    return Rewired(f"{name} is {_value(now)}; before, {_value(then)}")
 
 
 def _told(names: tuple[str, ...]) -> str:

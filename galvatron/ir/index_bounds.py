@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from galvatron.ir.graph import Arg, Graph, Op, Ref, walk_refs
 from galvatron.ir.ops.table import operator_of
@@ -22,7 +23,8 @@ def places(op: Op, types: Mapping[str, TensorType]) -> Iterator[tuple[str, Dim]]
         yield from _by_dimension(given, types[op.operands[0]].shape, types)
         return
     for ref in walk_refs(given):
-        yield ref.name, _count(op, ref.name, types)
+        if not types[ref.name].is_floating:  # else probabilities
+            yield ref.name, _count(op, ref.name, types)
 
 
 def _by_dimension(
@@ -52,28 +54,104 @@ def _count(op: Op, indices: str, types: Mapping[str, TensorType]) -> Dim:
     return shape[min(1, len(shape) - 1)] if operator.indices == "target" else math.prod(shape)
 
 
+@dataclass(frozen=True)
+class Read:
+    """What one op says of whole numbers, or of signs, that it reads of an input or of state.
+
+    Attributes:
+        origin: the input or state that has them.
+        count: how many places there are, where they are places in something.
+        special: those that mean something else to the op than others: labels that are ignored, rows that get no
+            gradient, and numbers that all are compared with.
+        moved: they only stand in another order or place, so that the op reads no others.
+        signs: each is 1 or -1.
+    """
+
+    origin: str
+    count: Dim | None = None
+    special: tuple[float, ...] = ()
+    moved: bool = True
+    signs: bool = False
+
+    def takes(self, number: float, samples: int) -> bool:
+        """Whether the op can be given a number."""
+        if self.count is None or not self.moved or number in self.special:
+            return True
+        return 0 <= number < evaluate(self.count, samples)
+
+
+def reads(graph: Graph) -> Iterator[Read]:
+    """What the ops of a graph, and of functions that it calls, say of what they read of inputs and state."""
+    yield from _reads(graph, {value.name: {value.name: True} for value in (*graph.inputs, *graph.state)})
+
+
+Origins = dict[str, dict[str, bool]]
+"""By value, the inputs and state that it has elements of, and whether it has no others."""
+
+
+def _reads(graph: Graph, origins: Origins) -> Iterator[Read]:
+    for op in graph.ops:
+        if op.function is not None:
+            given = zip(op.function.forward.inputs, op.operands, strict=True)
+            own = {value.name: origins[name] for value, name in given if name in origins}
+            yield from _reads(op.function.forward, own)
+            continue
+        if found := _moved(op, origins, graph.types):
+            origins |= {value.name: found for value in op.results}
+        counts, signs = dict(places(op, graph.types)), op.get(operator_of(op).signs)
+        for name in dict.fromkeys(op.operands):
+            is_sign = isinstance(signs, Ref) and signs.name == name
+            if name in counts or is_sign or op.name in COMPARISONS:
+                for origin, moved in origins.get(name, {}).items():
+                    yield Read(origin, counts.get(name), _special(op, graph.types[name]), moved, is_sign)
+
+
+def _moved(op: Op, origins: Origins, types: Mapping[str, TensorType]) -> dict[str, bool]:
+    """What the results of an op have elements of."""
+    operator = operator_of(op)
+    moves = operator.free or operator.casts or op.name in _COPIES
+    if not moves and op.name not in _REPLACES:
+        return {}
+    found: dict[str, bool] = {}
+    for name in op.operands[:1] if moves else op.operands:
+        if moves or types[name].dtype != "bool":  # else it only says which
+            found |= {origin: moves and moved for origin, moved in origins.get(name, {}).items()}
+    return found
+
+
+_COPIES = ("clone", "contiguous", "slice", "select", "narrow", "flip", "roll", "flatten", "unflatten", "detach")
+_REPLACES = ("constant_pad_nd", "pad", "where", "masked_fill", "clamp", "clamp_min", "clamp_max", "cat", "stack")
+"""Operators whose results have elements of their operands at other places, and those that put others beside some."""
+
+COMPARISONS: dict[str, tuple[int, ...]] = {
+    "eq": (0,),
+    "ne": (0,),
+    "lt": (-1, 0),
+    "ge": (-1, 0),
+    "le": (0, 1),
+    "gt": (0, 1),
+}
+"""Operators that compare each element with a number, and what is next to that on both sides."""
+
+
+def _special(op: Op, type_: TensorType) -> tuple[float, ...]:
+    """The numbers that mean something else to an op than others; of floating ones those that no random number is."""
+    if op.name in COMPARISONS:
+        number = op.get("other")
+        beside = tuple(more for more in COMPARISONS[op.name] if not type_.is_floating)
+        beside = (0,) if op.name in ("eq", "ne") else beside
+        return tuple(number + more for more in beside) if isinstance(number, int | float) else ()
+    operator = operator_of(op)
+    named = (op.get(name) for name in operator.special)
+    return tuple(number for number in named if isinstance(number, int) and (number >= 0 or not operator.looks_up))
+
+
 def bounds(graph: Graph, samples: int) -> dict[str, int]:
     """For inputs and state whose elements are places in something, how many places there are, at a number of samples:
     the fewest of those of all ops that look them up."""
-    origin = origins(graph)
     found: dict[str, int] = {}
-    for op in graph.ops:
-        for name, count in places(op, graph.types):
-            if name in origin:
-                most = max(1, evaluate(count, samples))
-                found[origin[name]] = min(found.get(origin[name], most), most)
+    for read in reads(graph):
+        if read.count is not None:
+            most = max(1, evaluate(read.count, samples))
+            found[read.origin] = min(found.get(read.origin, most), most)
     return found
-
-
-def origins(graph: Graph) -> dict[str, str]:
-    """The inputs and state by themselves, and values that only have the numbers of one, or some of them, elsewhere."""
-    found = {value.name: value.name for value in (*graph.inputs, *graph.state)}
-    for op in graph.ops:
-        operator = operator_of(op)
-        moves = op.function is None and (operator.free or operator.casts or op.name in _COPIES)
-        if moves and op.operands[:1] and op.operands[0] in found:
-            found |= {value.name: found[op.operands[0]] for value in op.results}
-    return found
-
-
-_COPIES = ("clone", "contiguous")

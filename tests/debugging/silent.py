@@ -367,3 +367,62 @@ def dropout_is_drawn_anew_when_recomputed(program: Program) -> Program:
     https://github.com/pytorch/pytorch/issues/190758
     """
     return with_ops(program, lambda op: op.name == "dropout", lambda op, graph: (without_site(op),))
+
+
+# Bugs that leave a right program, which is another one
+
+
+@dataclass(frozen=True)
+class Other:
+    """An edit of the text of a `model` under a `plan`, before it is sharded or `staged`: `old` becomes `new`. Beside
+    the program before, `told` is said of it."""
+
+    model: str
+    plan: str
+    form: str
+    old: str
+    new: str
+    told: str
+
+
+_VALUE = "the value of %"
+_NOT_KNOWN = "nothing is known of"
+
+OTHERS = {
+    "labels that are ignored are counted": Other("words", "tp2", "planned", "other=-100", "other=-1", _VALUE),
+    "labels that are ignored are counted on ranks": Other(
+        "words", "tp2+sp", "staged", "other=-100", "other=-1", "in class @step@dp1: the value of %ne"
+    ),
+    "other labels are ignored": Other(
+        "words", "tp2", "planned", "reduction=2", "reduction=2, ignore_index=-1", "it fails with numbers that"
+    ),
+    "a word of a later rank is ignored": Other(
+        "words", "tp2+sp", "staged", "reduction=2,", "reduction=2, ignore_index=30,", "in class @head@tp2+sp: the "
+    ),
+    "a loss is divided by the samples of one batch": Other("marks", "dp2", "planned", "64*B", "128", _VALUE),
+    "a loss is divided by samples times samples": Other("marks", "dp2", "planned", "64*B", "32*B**2", _VALUE),
+    "ranks divide by the samples of one batch": Other("marks", "dp2", "staged", "64*B", "256", _VALUE),
+    "ranks divide by samples times samples": Other("marks", "dp2", "staged", "64*B", "16*B**2", _VALUE),
+    "a count is added to itself": Other(
+        "marks", "dp2", "planned", "update count = ", "update count += ", "the sum of the update of count is"
+    ),
+    "the names of results are exchanged": Other(
+        "pictures", "dp2", "planned",
+        "update norm.running_mean        = %first.native_batch_norm_legit_functional\nupdate norm.running_var  ",
+        "update norm.running_var         = %first.native_batch_norm_legit_functional\nupdate norm.running_mean ",
+        _VALUE,
+    ),
+    "ranks drop more": Other("words", "dp2", "staged", "p=0.1", "p=0.9", "the value of %dropout"),
+    "ranks drop nothing": Other("words", "dp2", "staged", "train=true", "train=false", "the value of %dropout"),
+    "ranks cut off at a smaller number": Other("marks", "dp2", "staged", "min=0.0001", "min=1e-07", _VALUE),
+    "a large number is cut off later": Other("marks", "dp2", "planned", "max=10000.0", "max=20000.0", _NOT_KNOWN),
+    "another row has no gradient": Other(
+        "marks", "dp2", "planned", "padding_idx=7", "padding_idx=8", "the gradient of %rows.weight"
+    ),
+    "all rows have gradients": Other(
+        "marks", "dp2", "planned", ", padding_idx=7", "", "the gradient of %rows.weight"
+    ),
+    "another word does not count": Other("marks", "dp2", "planned", "other=4000", "other=4001", _VALUE),
+    "what is no number is another one": Other("roots", "dp2", "planned", "2.0", "7.0", _NOT_KNOWN),
+    "what is no number is another one on ranks": Other("roots", "dp2", "staged", "2.0", "7.0", _NOT_KNOWN),
+}  # fmt: skip

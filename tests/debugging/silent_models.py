@@ -76,6 +76,39 @@ class Pairs(nn.Module):
         return F.cross_entropy(scores, torch.arange(len(x)))
 
 
+class Marks(nn.Module):
+    """Rows of which one has no gradient, words that do not count, a largest number, a least norm, and a step that is
+    counted."""
+
+    count: Tensor
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.last = nn.Embedding(5000, WIDTH, padding_idx=7), nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.rows(ids)
+        x = x.clamp(max=1e4)
+        x = x / x.square().mean(-1, keepdim=True).clamp(min=1e-4)
+        self.count += 1
+        self.mean.copy_(x.mean((0, 1)))
+        return (self.last(x) * (ids != 4000).unsqueeze(-1)).square().mean()
+
+
+class Roots(nn.Module):
+    """Numbers that must not be negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.last(F.relu(self.first(torch.sqrt(x)))) * 2.0).square().mean()
+
+
 BATCH_SIZE = 16
 
 
@@ -87,6 +120,8 @@ def _costed(name: str) -> Program:
         "words": (Words, {"ids": ids, "labels": ids}),
         "pictures": (Pictures, {"x": x}),
         "pairs": (Pairs, {"x": x, "y": x}),
+        "marks": (Marks, {"ids": ids}),
+        "roots": (Roots, {"x": x}),
     }
     model, batch = models[name]
     return Pipeline.of(("annotate-costs",)).run(galvatron.capture(model(), batch))

@@ -146,6 +146,17 @@ def test_lengths_are_those_of_the_batch() -> None:
     assert not found.departures and "output" in {row.what for row in found.rows}, found
 
 
+def test_what_is_rounding_of_bf16_is_not_much() -> None:
+    own = compiled("m1/dp1", F32, precision="bf16")
+    assert not own.compare_with(new_model(F32), new_batch()).departures
+    real = own._executor.gradients
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        more = lambda **options: ((name, value * 1.3) for name, value in real(**options))  # noqa: E731
+        monkeypatch.setattr(own._executor, "gradients", more)
+        found = own.compare_with(new_model(F32), new_batch())
+    assert [row.what for row in found.rows if row.is_rounding] == ["loss"], str(found)
+
+
 @pytest.mark.slow
 def test_memory_of_copies_is_not_that_of_later_steps() -> None:
     torch.manual_seed(0)

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from galvatron.debugging.passes import pass_departure
-from galvatron.errors import PlanError
+from galvatron.errors import GalvatronError, PlanError
 from galvatron.ir.graph import Graph, Op, Ref
-from galvatron.ir.text import print_program
+from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
 from galvatron.runtime.elementwise import NotElementwiseError, Slices, Trained, check_optimizer
 from tests.cli.test_cli import run
-from tests.debugging.silent import BUGS, with_ops
+from tests.debugging.silent import BUGS, OTHERS, with_ops
 from tests.debugging.silent_models import planned, staged
 
 PAGE = Path(__file__).parents[2] / "docs" / "silent-bugs.md"
@@ -116,3 +116,23 @@ def test_the_page_has_every_bug() -> None:
     told = {name.replace("-", " "): bug.rule for name, bug in BUGS.items()}
     told |= dict.fromkeys(SCALED, "`run --against`")
     assert {name: rule for name, rule in told.items() if rule not in rows.get(name, "")} == {}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_program_is_not_the_same(name: str) -> None:
+    other = OTHERS[name]
+    before = planned(other.model, other.plan)
+    text = print_program(before if other.form == "planned" else staged(other.model, other.plan))
+    assert other.old in text
+    edited = parse_program(text.replace(other.old, other.new, 1))
+    try:
+        verify(edited)
+        told = str(pass_departure(before, edited))
+    except GalvatronError as error:
+        told = str(error)
+    assert other.told in told
+
+
+@pytest.mark.parametrize(("model", "plan"), [("words", "tp2+sp"), ("marks", "dp2"), ("pictures", "dp2")])
+def test_what_was_sharded_is_the_same(model: str, plan: str) -> None:
+    assert pass_departure(planned(model, plan), staged(model, plan)) is None

@@ -42,6 +42,8 @@ def _refusals(graph: Graph) -> Iterator[CaptureError]:
             )
         for ref in walk_refs(op.arguments.get(operator.indices)):
             type_ = values[ref.name].type
+            if operator.probabilities and type_.is_floating:
+                continue
             if type_.dtype not in ("i32", "i64", *(("u8", "bool") if operator.masks else ())):
                 yield CaptureError(
                     f"{located(op.source)}the indices of {op.target} are of type "

@@ -133,6 +133,7 @@ OPERATORS: dict[str, Operator] = {
         shapes=shapes.embedding,
         dtype="same",
         indices="indices",
+        special=("padding_idx",),
         rows=True,
         looks_up=True,
         gathers=True,
@@ -147,6 +148,9 @@ OPERATORS: dict[str, Operator] = {
     "index_select": Operator(
         _index_select, written="self.index_select(dim, index)", indices="index", rows=True, gathers=True, moves="gather"
     ),
-    **alike("_embedding_bag embedding_bag", Operator(indices="indices", looks_up=True, moves="gather")),
+    **alike(
+        "_embedding_bag embedding_bag",
+        Operator(indices="indices", special=("padding_idx",), looks_up=True, moves="gather"),
+    ),
     **alike("index_reduce put take", Operator(indices="index")),
 }

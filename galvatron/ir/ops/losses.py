@@ -45,30 +45,36 @@ OPERATORS: dict[str, Operator] = {
         shapes=shapes.one_number,
         short="loss",
         on_slices=OnSlices(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
+        indices="target",
+        probabilities=True,
+        special=("ignore_index",),
         padded=range(1),
         moves="softmax",
     ),
-    **alike("nll_loss nll_loss2d", Operator(_likelihood, indices="target")),
+    **alike("nll_loss nll_loss2d", Operator(_likelihood, indices="target", special=("ignore_index",))),
     "nll_loss_nd": Operator(
         _likelihood,
         written="F.nll_loss(self, target, weight=, reduction=, ignore_index=)",
         indices="target",
+        special=("ignore_index",),
     ),
     "mse_loss": _loss_of_pairs(written="F.mse_loss(self, target, reduction=)"),
     "l1_loss": _loss_of_pairs(written="F.l1_loss(self, target, reduction=)"),
-    **alike(
-        "smooth_l1_loss huber_loss kl_div soft_margin_loss hinge_embedding_loss poisson_nll_loss",
-        _loss_of_pairs(),
-    ),
+    **alike("smooth_l1_loss huber_loss kl_div poisson_nll_loss", _loss_of_pairs()),
+    **alike("soft_margin_loss hinge_embedding_loss", _loss_of_pairs(signs="target")),
     "binary_cross_entropy": Operator(_loss("b*, b*, b*? -> ", "b*, b*, b*? -> b*")),
     "binary_cross_entropy_with_logits": Operator(
         _loss("b*, b*, b*?, b*? -> ", "b*, b*, b*?, b*? -> b*"),
         written="F.binary_cross_entropy_with_logits(self, target, weight=, pos_weight=, reduction=)",
     ),
-    "margin_ranking_loss": Operator(_loss("b*, b*, b* -> ", "b*, b*, b* -> b*")),
-    "cosine_embedding_loss": Operator(_loss("b* d!, b* d!, b* -> ", "b* d!, b* d!, b* -> b*")),
+    "margin_ranking_loss": Operator(_loss("b*, b*, b* -> ", "b*, b*, b* -> b*"), signs="target"),
+    "cosine_embedding_loss": Operator(_loss("b* d!, b* d!, b* -> ", "b* d!, b* d!, b* -> b*"), signs="target"),
     "triplet_margin_loss": Operator(_loss("b* d!, b* d!, b* d! -> ", "b* d!, b* d!, b* d! -> b*")),
-    "multi_margin_loss": Operator(of_rank(2, "self", _loss("n v!, n, 1, 1, v!? -> ", "n v!, n, 1, 1, v!? -> n"))),
-    "multilabel_margin_loss": Operator(of_rank(2, "self", _loss("n v!, n v! -> ", "n v!, n v! -> n"))),
+    "multi_margin_loss": Operator(
+        of_rank(2, "self", _loss("n v!, n, 1, 1, v!? -> ", "n v!, n, 1, 1, v!? -> n")), indices="target"
+    ),
+    "multilabel_margin_loss": Operator(
+        of_rank(2, "self", _loss("n v!, n v! -> ", "n v!, n v! -> n")), indices="target"
+    ),
     "ctc_loss.Tensor": Operator(of_rank(2, "targets", _loss("t! n c!, n s!, n, n -> ", "t! n c!, n s!, n, n -> n"))),
 }

@@ -99,6 +99,12 @@ class Operator:
     """The parameter whose elements count something, places in another operand or classes: they are whole numbers."""
     masks: bool = False
     """Its indices may be masks."""
+    probabilities: bool = False
+    """In place of indices it may read floating numbers: probabilities, of as many classes as there are."""
+    special: tuple[str, ...] = ()
+    """The parameters that name an index which is not like others: it is ignored, or its row has no gradient."""
+    signs: str = ""
+    """The parameter whose elements are 1 or -1."""
     looks_up: bool = False
     """It reads rows of a table of weights."""
     free: bool = False

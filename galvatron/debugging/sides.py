@@ -1,0 +1,72 @@
+"""Numbers that values are cut off at or compared with, and whether random ones are on both sides of them: where all are
+on one, another number in its place would change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from galvatron.errors import GalvatronError
+from galvatron.ir.graph import Graph, Op
+from galvatron.ir.index_bounds import COMPARISONS
+
+_BOUNDS = {
+    "clamp": ("min", "max"),
+    "clamp_min": ("min",),
+    "clamp_max": ("max",),
+    "hardtanh": ("min_val", "max_val"),
+    "threshold": ("threshold",),
+    **dict.fromkeys(COMPARISONS, ("other",)),
+}
+"""By operator, the parameters that are numbers which its first operand is cut off at, or compared with."""
+
+Number = tuple[str, float]
+"""Whether values are to be `equal` to it or are in `order` with it, and the number."""
+
+
+class Sides:
+    """What the values of a graph were of the numbers that its ops compare them with, in some runs."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._numbers = [(op, number) for op in graph.ops for number in _numbers(op)]
+        self._seen: list[set[bool]] = [set() for _ in self._numbers]
+
+    def see(self, values: Mapping[str, Tensor]) -> None:
+        """The values of a run."""
+        for (op, (kind, number)), seen in zip(self._numbers, self._seen, strict=True):
+            operand = values.get(op.operands[0]) if len(seen) < 2 else None
+            if operand is None or operand.is_complex():
+                continue
+            own = operand == number if kind == "equal" else operand > number
+            other = operand != number if kind == "equal" else operand < number
+            seen |= {side for side, found in ((True, own), (False, other)) if bool(found.any())}
+
+    def unpassed(self) -> dict[Number, Op]:
+        """The numbers on one side of which no value was, each with an op."""
+        pairs = zip(self._numbers, self._seen, strict=True)
+        return {number: op for (op, number), seen in pairs if len(seen) < 2}
+
+
+def check_sides(first: Sides, second: Sides) -> None:
+    """
+    Raises:
+        GalvatronError: there is a number that only one of the graphs has, and which no value passes.
+    """
+    before, after = first.unpassed(), second.unpassed()
+    for number in before.keys() ^ after.keys():
+        op = before.get(number) or after[number]
+        where = f" at {op.source}" if op.source else ""
+        raise GalvatronError(
+            f"only one of the programs has the number {number[1]:g} in %{op.results[0].name}{where}, which random "
+            "numbers do not come to, so that nothing is known of it"
+        )
+
+
+def _numbers(op: Op) -> list[Number]:
+    if not op.operands:
+        return []
+    kind = "equal" if op.name in ("eq", "ne") else "order"
+    found = [op.get(name) for name in _BOUNDS.get(op.name, ())]
+    return [(kind, float(number)) for number in found if isinstance(number, int | float)]
