@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import galvatron
 from galvatron.errors import GalvatronError
 from galvatron.instruments import Counting, DumpTree, PrintPrograms
 from galvatron.passes import FRONT_END, LOWERING
+from galvatron.passes.base import PassResult
+from galvatron.passes.pipeline import Step
 
 
 class Net(nn.Module):
@@ -61,3 +64,11 @@ def test_the_environment_names_instruments(
 def test_what_is_no_instrument_is_refused(wrong: object) -> None:
     with pytest.raises(GalvatronError, match="instrument"):
         galvatron.compile(Net(), BATCH, plan="pp1/m1/1f1b/dp1", instrument=wrong)  # type: ignore[arg-type]
+
+
+def test_an_instrument_that_gives_nothing_is_named() -> None:
+    def forgetful(step: Step, proceed: Callable[[], PassResult]) -> None:
+        proceed()
+
+    with pytest.raises(GalvatronError, match="instrument '.*forgetful' around pass 'normalize' gave None"):
+        galvatron.compile(Net(), BATCH, plan="dp1", instrument=[forgetful])  # type: ignore[list-item]

@@ -29,6 +29,7 @@ from galvatron.cli import (
     trace,
 )
 from galvatron.cli.errors import ErrorReportingGroup
+from galvatron.cli.output import FileCommand
 
 app = typer.Typer(
     name="galvatron",
@@ -37,21 +38,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.command)
-app.command("check")(check.command)
-app.command("capture")(capture.command)
-app.command("search")(search.command)
-app.command("estimate")(estimate.command)
-app.command("explain")(explain.command)
-app.command("report")(report.command)
-app.command("show")(show.command)
-app.command("trace")(trace.command)
-app.command("diff")(diff.command)
-app.command("emit")(emit.command)
-app.command("opt")(opt.command)
-app.command("run")(run.command)
-app.command("bisect")(bisect.command)
-app.command("reduce")(reduce.command)
+for _module in (
+    demo, check, capture, search, estimate, explain, report, show, trace, diff, emit, opt, run, bisect, reduce,
+):  # fmt: skip
+    app.command(_module.__name__.rpartition(".")[2], cls=FileCommand)(_module.command)
 app.add_typer(profile.app)
 
 

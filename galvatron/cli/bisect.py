@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from galvatron.cli.checks import CheckCommand, passes_check
 from galvatron.cli.inputs import Json, ProgramFile, read_program
+from galvatron.cli.output import as_json, say
 from galvatron.errors import GalvatronError, PassError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def command(program_file: ProgramFile, passes: Passes = "", check: CheckCommand 
     pipeline = chosen(passes, program)
     culprit, why = _culprit(program, pipeline, check)
     rewrite = culprit and first_rewrite(culprit, _good(culprit, check))
-    print(json_module.dumps(_as_json(culprit, rewrite, why), indent=2) if json else _text(culprit, rewrite, why))
+    say(as_json(_as_json(culprit, rewrite, why)) if json else _text(culprit, rewrite, why))
     if culprit:
         raise typer.Exit(1)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from galvatron.cli.output import file_to_write, write_or_print
+from galvatron.cli.output import STDOUT, file_to_write, say, write_or_print
 from galvatron.errors import CaptureError, GalvatronError, did_you_mean
 from galvatron.ir.files import exists
 
@@ -43,7 +43,7 @@ def command(
     factory: FactoryText,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="P.gir", parser=file_to_write, help="Where it goes; - is stdout.")
-    ] = Path("-"),
+    ] = STDOUT,
     precision: Precision = None,
     dynamic: Dynamic = None,
     outputs: Outputs = None,
@@ -75,7 +75,7 @@ def command(
     write_or_print(output, print_program(program))
     if str(output) != "-":
         layers = f"{len(program.layers)} layers of {len(program.classes)} classes"
-        typer.echo(f"{output}: {layers if program.graph is None else f'{len(program.graph.ops)} ops'}", err=True)
+        say(f"{output}: {layers if program.graph is None else f'{len(program.graph.ops)} ops'}", err=True)
 
 
 def read_dynamic(options: list[str] | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as documents
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import typer
 
 from galvatron.cli.capture import Checks, Dynamic, Outputs, Precision, call_factory, read_dynamic
 from galvatron.cli.inputs import Json, parsed_program, read_program_text
+from galvatron.cli.output import as_json, error_json, say
 from galvatron.errors import GalvatronError
 from galvatron.ir.limits import DEVICES, SAMPLES
 
@@ -107,8 +107,13 @@ def _names_program(target: str) -> bool:
 def _check_program(path: Path, layer: str | None, only: str | None, json: bool) -> None:
     from galvatron.checking.program import check_program
 
-    text = read_program_text(path)
-    report = check_program(parsed_program(text, path), text, layer=layer, only=only)
+    try:
+        text = read_program_text(path)
+        report = check_program(parsed_program(text, path), text, layer=layer, only=only)
+    except (GalvatronError, OSError) as error:
+        if json:
+            say(as_json({"error": error_json(error)}))
+        raise
     _print(report, json)
     if report.refused is not None:
         raise typer.Exit(1)
@@ -116,7 +121,7 @@ def _check_program(path: Path, layer: str | None, only: str | None, json: bool) 
 
 def _print(report: Report | ProgramReport, json: bool) -> None:
     if json:
-        print(documents.dumps(report.to_dict(), indent=2))
+        say(as_json(report.to_dict()))
         return
     from galvatron.checking.report import TEXT_WIDTH
     from galvatron.printing import wide_console

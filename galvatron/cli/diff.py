@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from galvatron.cli.inputs import Json, read_program
+from galvatron.cli.output import as_json, say
 from galvatron.errors import GalvatronError
 
 
@@ -34,7 +34,7 @@ def command(
         raise GalvatronError(f"{' and '.join(of)}: name two plans or two programs")
     if programs[0]:
         lines = _program_lines(first, second)
-        print(json_module.dumps(lines, indent=2) if json else "\n".join(lines) or "the programs compute the same")
+        say(as_json(lines) if json else "\n".join(lines) or "the programs compute the same")
         raise typer.Exit(1 if lines else 0)
     from galvatron.answers.diff import differences
     from galvatron.cli.answers import differences_text
@@ -43,7 +43,7 @@ def command(
     plans = Plan.load(first), Plan.load(second)
     names = () if program_file is None else [layer.name for layer in read_program(program_file).planned_layers]
     told = [dataclasses.asdict(one) for one in differences(*plans, names)]
-    print(json_module.dumps(told, indent=2) if json else differences_text(told))
+    say(as_json(told) if json else differences_text(told))
     if not names and plans[0].strategies != plans[1].strategies:
         typer.echo("layers have names with -p PROGRAM.gir", err=True)
     if told:

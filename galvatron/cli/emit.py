@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from galvatron.cli.inputs import ClusterText, GlobalBatch, PlanText, ProgramFile, read_cluster, read_plan, read_program
-from galvatron.cli.output import log_on_stderr, write_file
+from galvatron.cli.output import log_on_stderr, say, write_file
 
 
 def command(
@@ -31,4 +31,4 @@ def command(
         texts = api.emit(program, chosen, machines, global_batch_size=chosen.global_batch_size)
     for name, text in texts.items():
         write_file(output / name, text)
-        print(output / name)
+        say(output / name)

@@ -7,9 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from galvatron.cli.output import accept_any_text
+from galvatron.cli.output import accept_any_text, error_text, say
 from galvatron.errors import GalvatronError
-from galvatron.printing import printable
 
 
 class ErrorReportingGroup(TyperGroup):
@@ -27,8 +26,5 @@ class ErrorReportingGroup(TyperGroup):
         except (GalvatronError, OSError) as error:
             if ctx.params.get("debug"):
                 raise
-            message = str(error)
-            if isinstance(error, OSError) and error.filename is not None:
-                message = f"{error.filename}: {error.strerror}"
-            typer.echo(printable(f"galvatron: error: {message}"), err=True)
+            say(f"galvatron: error: {error_text(error)}", err=True)
             raise typer.Exit(2) from None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from galvatron.cli.inputs import Json, read_program
+from galvatron.cli.output import as_json, say
 from galvatron.cli.progress import shown_progress
 from galvatron.units import parse_bytes
 
@@ -48,7 +48,7 @@ def command(
     with shown_progress(), kept_costs(cache_directory()):
         question = Question.asked(program, plan_file, cluster, None if memory is None else parse_bytes(memory))
         told = _answer(question, why_not, alternatives)
-    print(json_module.dumps(told, indent=2) if json else _text(told), end="\n")
+    say(as_json(told) if json else _text(told))
 
 
 def _answer(question: Question, why_not: str | None, alternatives: int | None) -> dict[str, Any]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import json as json_module
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from galvatron.cli.inputs import read_program
-from galvatron.cli.output import check_is_no_input, file_to_write, tie_line, write_file, write_or_print
+from galvatron.cli.output import (
+    STDOUT,
+    as_json,
+    error_json,
+    file_to_write,
+    say,
+    tie_line,
+    write_file,
+    write_or_print,
+)
 from galvatron.errors import GalvatronError, PassError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,7 +41,7 @@ def command(
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="P.gir", parser=file_to_write, help="Where it goes; - is stdout."),
-    ] = Path("-"),
+    ] = STDOUT,
     list_passes: Annotated[bool, typer.Option("--list-passes", help="Show every pass with its options.")] = False,
     list_pipeline: Annotated[
         bool, typer.Option("--list-pipeline", help="Print the passes that compile a program, from its form on.")
@@ -77,7 +86,10 @@ def command(
     ] = False,
     remarks: Annotated[bool, typer.Option("--remarks", help="Show what passes say of single ops.")] = False,
     json: Annotated[
-        Path | None, typer.Option("--json", metavar="PATH", help="Where to write all of that, and an error, as JSON.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="PATH", parser=file_to_write, help="Where to write all of that, and an error, as JSON."
+        ),
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Verify the program before the first pass and after each.")
@@ -86,7 +98,10 @@ def command(
         bool, typer.Option("--check", help="Run the program before and after each pass: what is computed stays.")
     ] = False,
     reproducer: Annotated[
-        Path | None, typer.Option("--reproducer", metavar="PATH", help="Where to write what made a pass fail.")
+        Path | None,
+        typer.Option(
+            "--reproducer", metavar="PATH", parser=file_to_write, help="Where to write what made a pass fail."
+        ),
     ] = None,
 ) -> None:
     """Run passes on a program and print the result.
@@ -98,51 +113,60 @@ def command(
 
     if list_passes:
         return _list_passes(json)
-    if program_file is None and not list_pipeline:
-        raise GalvatronError("name a program, such as PROGRAM.gir, or - for stdin")
-    pipeline = _limited(_pipeline(passes, stop_after, bisect_limit), limit_rewrites or ())
-    _check_names(pipeline, (*(print_before or ()), *(print_after or ())))
-    check_is_no_input(output, program_file)
-    program = None if program_file is None else read_program(program_file, verified=False)
-    if list_pipeline:
-        return print(_pipeline_of(program))
-    assert program is not None
     run = _Run(instrument.Timing(), instrument.VerifyEach(), counting.Counting(), instrument.Before("shard"))
-    # The first is outermost: a reproducer catches what the verifier finds, and the clock sees nothing but the pass.
-    instruments: list[Instrument] = []
-    if reproducer is not None:
-        instruments.append(instrument.Reproducer(reproducer))
-    if dump_tree is not None:
-        instruments.append(DumpTree(dump_tree))
-    named = print_before or print_after or print_after_all
-    changes = print_after_change or (diff and not named)
-    if only and not (named or changes):
-        raise PassError("--only says of what is shown which layer; show something, as with --diff or --print-after-all")
-    part(program, only)  # there has to be such a layer at first
-    if named or changes:
-        before, after = print_before or (), print_after or ()
-        printing = PrintPrograms(before, after, print_after_all, changes, diff, only, locations)
-        instruments.append(printing)
-    try:
-        if verify:
-            run.verifier.verify(program)
-            instruments.append(run.verifier)
-        if check:
-            from galvatron.debugging.passes import CompareEach
+    with _error_in(json, run):
+        if program_file is None and not list_pipeline:
+            raise GalvatronError("name a program, such as PROGRAM.gir, or - for stdin")
+        pipeline = _limited(_pipeline(passes, stop_after, bisect_limit), limit_rewrites or ())
+        _check_names(pipeline, (*(print_before or ()), *(print_after or ())))
+        program = None if program_file is None else read_program(program_file, verified=False)
+        if list_pipeline:
+            return say(_pipeline_of(program))
+        assert program is not None
+        # The first is outermost: a reproducer catches what the verifier finds, and the clock sees nothing but the pass.
+        instruments: list[Instrument] = []
+        if reproducer is not None:
+            instruments.append(instrument.Reproducer(reproducer, write_file))
+        if dump_tree is not None:
+            instruments.append(DumpTree(dump_tree, write_file))
+        named = print_before or print_after or print_after_all
+        changes = print_after_change or (diff and not named)
+        if only and not (named or changes):
+            raise PassError(
+                "--only says of what is shown which layer; show something, as with --diff or --print-after-all"
+            )
+        part(program, only)  # there has to be such a layer at first
+        if named or changes:
+            before, after = print_before or (), print_after or ()
+            printing = PrintPrograms(before, after, print_after_all, changes, diff, only, locations)
+            instruments.append(printing)
+        try:
+            if verify:
+                run.verifier.verify(program)
+                instruments.append(run.verifier)
+            if check:
+                from galvatron.debugging.passes import CompareEach
 
-            instruments.append(CompareEach())
-        result = pipeline.run(program, [*instruments, run.counting, run.clock, run.unsharded])
-    except GalvatronError as error:
-        if json is not None:
-            write_file(json, run.as_json(None, error))
-        raise
-    finally:
-        if timing:
-            run.clock.report(run.verifier.seconds)
+                instruments.append(CompareEach())
+            result = pipeline.run(program, [*instruments, run.counting, run.clock, run.unsharded])
+        finally:
+            if timing:
+                run.clock.report(run.verifier.seconds)
     _tell(run, result, stats=stats, remarks=remarks, json=json)
     from galvatron.ir.text import print_program
 
     write_or_print(output, print_program(result, locations=locations))
+
+
+@contextmanager
+def _error_in(path: Path | None, run: _Run) -> Iterator[None]:
+    """An error is written as JSON as well, where that is asked for."""
+    try:
+        yield
+    except (GalvatronError, OSError) as error:
+        if path is not None:
+            write_file(path, run.as_json(None, error))
+        raise
 
 
 class _Run:
@@ -163,7 +187,7 @@ class _Run:
 
         return None if self.unsharded.program is None else sharding_statistics(self.unsharded.program, result)
 
-    def as_json(self, result: Program | None, error: GalvatronError | None = None) -> str:
+    def as_json(self, result: Program | None, error: GalvatronError | OSError | None = None) -> str:
         """Of each pass that came to its end what it did and its seconds, and those of verifying what it gave."""
         from galvatron.cli.stats import statistics_json
 
@@ -176,9 +200,9 @@ class _Run:
         told = {
             "passes": passes,
             "sharding": None if sharding is None else statistics_json(sharding),
-            "error": None if error is None else {"type": type(error).__name__, "message": str(error)},
+            "error": None if error is None else error_json(error),
         }
-        return json_module.dumps(told, indent=2) + "\n"
+        return as_json(told) + "\n"
 
 
 def _tell(run: _Run, result: Program, *, stats: bool, remarks: bool, json: Path | None) -> None:
@@ -245,9 +269,10 @@ def _limited(pipeline: Pipeline, limits: Iterable[str]) -> Pipeline:
 def _list_passes(json: Path | None) -> None:
     """Every pass: its name, the forms that it takes and leaves, what it does, and its options."""
     from galvatron.passes.base import options_of
-    from galvatron.passes.registry import load_pass, pass_names
+    from galvatron.passes.registry import loadable_passes
 
-    found = [load_pass(name) for name in pass_names()]
+    refused: list[PassError] = []
+    found = list(loadable_passes(refused))
     rows = [
         {
             "name": cls.name,
@@ -258,13 +283,15 @@ def _list_passes(json: Path | None) -> None:
         }
         for cls in found
     ]
+    for error in refused:
+        say(f"left out: {error}", err=True)
     if json is not None:
-        write_file(json, json_module.dumps(rows, indent=2) + "\n")
+        write_file(json, as_json(rows) + "\n")
         return
     for row in rows:
-        print(f"{row['name']}  ({row['needs']} → {row['leaves'] or 'the same'})\n    {row['does']}")
+        say(f"{row['name']}  ({row['needs']} → {row['leaves'] or 'the same'})\n    {row['does']}")
         for option in row["options"]:
-            print(f"    {option['name']}: {option['type']} = {option['default']}")
+            say(f"    {option['name']}: {option['type']} = {option['default']}")
 
 
 def _pipeline_of(program: Program | None) -> Pipeline:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from galvatron.cli.inputs import ClusterText, Json, ProgramFile, read_cluster, read_plan, read_program
-from galvatron.cli.output import file_to_write
+from galvatron.cli.output import file_to_write, say
 from galvatron.ir.limits import SAMPLES
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def hardware(
     if world.rank != 0:
         return
     path, kept = _kept(profile, output)
-    typer.echo(f"{path}: {len(kept.measurements)} measurements of {kept.name}", err=True)
+    say(f"{path}: {len(kept.measurements)} measurements of {kept.name}", err=True)
     _show([kept], json)
 
 
@@ -126,8 +126,8 @@ def model(
         return
     path, _ = _kept(found.profile, output)
     for what, reason in (*found.unfit, *found.left_out):
-        typer.echo(f"not measured: {what}: {reason}", err=True)
-    typer.echo(f"{path}: {len(found.profile.classes)} times of layers on {found.profile.name}", err=True)
+        say(f"not measured: {what}: {reason}", err=True)
+    say(f"{path}: {len(found.profile.classes)} times of layers on {found.profile.name}", err=True)
     _show([found.profile], json)
 
 
@@ -159,8 +159,8 @@ def import_galvatron2(
     cluster_of(found.profile)  # which is refused before anything is written
     path, _ = _kept(found.profile, output)
     for what, reason in found.left_out:
-        typer.echo(f"not taken: {what}: {reason}", err=True)
-    typer.echo(f"{path}: {len(found.profile.measurements)} measurements of {found.profile.name}", err=True)
+        say(f"not taken: {what}: {reason}", err=True)
+    say(f"{path}: {len(found.profile.measurements)} measurements of {found.profile.name}", err=True)
     _show([found.profile], json)
 
 
@@ -179,7 +179,7 @@ def show(
     if json or profiles:
         _show(profiles, json)
     else:
-        typer.echo(f"there are no profiles in {store.store_directory() if file is None else file}", err=True)
+        say(f"there are no profiles in {store.store_directory() if file is None else file}", err=True)
 
 
 def _kept(profile: Profile, output: Path | None) -> tuple[Path, Profile]:

@@ -10,7 +10,7 @@ import typer
 from galvatron.cli.bisect import Passes, chosen
 from galvatron.cli.checks import CheckCommand, passes_check
 from galvatron.cli.inputs import ProgramFile, read_program
-from galvatron.cli.output import check_is_no_input, file_to_write, write_or_print
+from galvatron.cli.output import STDOUT, file_to_write, say, write_or_print
 from galvatron.errors import GalvatronError
 
 
@@ -21,7 +21,7 @@ def command(
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="P.gir", parser=file_to_write, help="Where it goes; - is stdout."),
-    ] = Path("-"),
+    ] = STDOUT,
 ) -> None:
     """Make a captured program smaller for as long as a check fails.
 
@@ -32,7 +32,6 @@ def command(
     from galvatron.debugging.reducing import reduced
     from galvatron.ir.text import print_program
 
-    check_is_no_input(output, program_file)
     program = read_program(program_file)
     pipeline = chosen(passes, program)
     if check is not None:
@@ -44,6 +43,6 @@ def command(
             raise GalvatronError("no pass fails or changes what is computed, so that there is nothing to look for")
         smaller = reduced(program, lambda one: first.is_like(failure(one, pipeline)))
     before, after = (len(one.required_graph.ops) for one in (program, smaller))
-    typer.echo(f"{after} of {before} ops are left", err=True)
+    say(f"{after} of {before} ops are left", err=True)
     text = print_program(smaller)
     write_or_print(output, text)

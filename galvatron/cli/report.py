@@ -9,8 +9,10 @@ import typer
 
 from galvatron.cli.explain import PlanFile, Program
 from galvatron.cli.inputs import read_program
-from galvatron.cli.output import check_is_no_input, file_to_write, write_file
+from galvatron.cli.output import OutputFile, file_to_write, say, write_file
 from galvatron.cli.progress import shown_progress
+
+_PAGE = OutputFile("report.html")
 
 
 def command(
@@ -18,7 +20,7 @@ def command(
     program_file: Program,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE.html", parser=file_to_write, help="The page.")
-    ] = Path("report.html"),
+    ] = _PAGE,
     against: Annotated[Path | None, typer.Option("--against", metavar="PLAN", help="A plan to show beside it.")] = None,
     cluster: Annotated[
         str | None, typer.Option("--cluster", metavar="CLUSTER", help="Where, if not on that of the plan.")
@@ -32,9 +34,8 @@ def command(
     from galvatron.ir.files import cache_directory
     from galvatron.reporting.page import report
 
-    check_is_no_input(output, plan_file, program_file, against)
     program = read_program(program_file)
     with shown_progress(), kept_costs(cache_directory()):
         text = report(program, plan_file, cluster, memory=memory, against=against)
     write_file(output, text)
-    print(output)
+    say(output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +9,8 @@ import typer
 
 from galvatron.cli.bisect import Passes, chosen
 from galvatron.cli.inputs import Json, ProgramFile, read_program
+from galvatron.cli.output import as_json, say
 from galvatron.errors import GalvatronError
-from galvatron.ir.json_values import finite
 
 if TYPE_CHECKING:
     from galvatron.ir.program import Program
@@ -48,7 +47,7 @@ def command(
 
     found = list(outcomes(program, chosen(passes, program)))
     rows = [{"pass": one.pass_, "numbers": one.kind, "text": one.text} for one in found]
-    print(json_module.dumps(rows, indent=2) if json else _comparison(rows))
+    say(as_json(rows) if json else _comparison(rows))
     if any(one.failed for one in found):
         raise typer.Exit(1)
 
@@ -61,7 +60,7 @@ def _against(before: Program, after: Program, json: bool) -> None:
         raise GalvatronError(f"the program that it is compared with is {before.form}: name one before shard")
     found = pass_departure(before, after)
     told = {"numbers": "same" if found is None else "departs", "text": "" if found is None else str(found)}
-    print(json_module.dumps(told, indent=2) if json else told["text"] or told["numbers"])
+    say(as_json(told) if json else told["text"] or told["numbers"])
     if found is not None:
         raise typer.Exit(1)
 
@@ -75,8 +74,8 @@ def _show(program: Program, json: bool) -> None:
 
     loss, norms = one_run(program)
     if json:
-        print(json_module.dumps(finite({"loss": loss, "gradient_norms": norms}), indent=2, allow_nan=False))
+        say(as_json({"loss": loss, "gradient_norms": norms}))
         return
-    print(f"loss {loss:.10g}")
+    say(f"loss {loss:.10g}")
     for name, norm in norms.items():
-        print(f"gradient of {name}: norm {norm:.10g}")
+        say(f"gradient of {name}: norm {norm:.10g}")

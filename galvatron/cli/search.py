@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from galvatron.cli.inputs import ClusterText, Inductor, Json, ProgramFile, read_cluster, read_program
 from galvatron.cli.optimizers import OptimizerText, read_optimizer
-from galvatron.cli.output import check_is_no_input, file_to_write, log_on_stderr
+from galvatron.cli.output import as_json, file_to_write, log_on_stderr, say, write_file
 from galvatron.cli.progress import shown_progress
 from galvatron.cli.space import (
     Forbid,
@@ -75,8 +74,6 @@ def command(
     """Search the best plan for a program on a cluster."""
     from galvatron.answers.curve import read_budgets
 
-    if output is not None:
-        check_is_no_input(output, program_file)
     budgets = () if memory is None else read_budgets(memory)
     batches = read_batches(global_batch)
     options = search_options(
@@ -116,7 +113,7 @@ def command(
             raise
         raise BudgetError(f"{error}{_ways_out(program, machines, batches, budget, options, trains)}") from None
     if output is not None:
-        plan.save(output)
+        write_file(output, plan.to_json())
     if json:
         print(plan.to_json(), end="")
     else:
@@ -135,7 +132,7 @@ def _print_curve(budgets: tuple[int, ...], best: Callable[[int], Plan], json: bo
         {"memory_bytes": budget, "step_time_s": plan and plan.step_time_s, "plan": plan and str(plan)}
         for budget, plan in found
     ]
-    print(json_module.dumps(told, indent=2) if json else curve_text(told))
+    say(as_json(told) if json else curve_text(told))
 
 
 def _ways_out(

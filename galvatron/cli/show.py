@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from galvatron.cli.inputs import Json, read_cluster, read_program
-from galvatron.cli.output import check_is_no_input, file_to_write, write_file
+from galvatron.cli.output import as_json, file_to_write, say, write_file
 from galvatron.errors import GalvatronError
 
 if TYPE_CHECKING:
@@ -52,8 +51,6 @@ def command(
         raise GalvatronError(f"--graph {str(graph)!r} has none of the endings {', '.join(PICTURES)}")
     if graph is not None and op is not None:
         raise GalvatronError("--graph draws the layers of a program or, with --layer, the ops of one; leave --op out")
-    if graph is not None:
-        check_is_no_input(graph, program_file)
 
     from galvatron.inspection.view import View
 
@@ -61,7 +58,7 @@ def command(
     view = View.of(_under(read_program(program_file, computed=by_op), plan, cluster))
     if graph is not None:
         write_file(graph, _drawn(view, graph.suffix, layer))
-        print(graph)
+        say(graph)
     elif op is not None:
         from galvatron.inspection.ops import op_facts
 
@@ -79,7 +76,7 @@ def command(
 
         found = overview(view)
         if json:
-            print(json_module.dumps(found.to_dict(), indent=2))
+            say(as_json(found.to_dict()))
         else:
             from galvatron.cli.show_tables import print_overview
 
@@ -103,7 +100,7 @@ def _under(program: Program, plan: str | None, cluster: str | None) -> Program:
 def _say(found: Sequence[Any], json: bool) -> None:
     """Prints what was found, each on its own."""
     if json:
-        print(json_module.dumps([one.to_dict() for one in found], indent=2))
+        say(as_json([one.to_dict() for one in found]))
         return
     from galvatron.cli.show_tables import print_found
 

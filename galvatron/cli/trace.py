@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from galvatron.cli.inputs import Json, read_program
-from galvatron.cli.output import check_is_no_input, file_to_write, write_file
+from galvatron.cli.output import as_json, check_is_no_input, file_to_write, say, write_file
 from galvatron.cli.progress import shown_progress
 from galvatron.errors import GalvatronError
 
@@ -60,10 +59,10 @@ def command(
         raise GalvatronError("name a plan and its program, as in galvatron trace plan.json -p p.gir, or two timelines")
     if json or most is not None:
         raise GalvatronError("--json and --most are for --compare: a timeline is JSON, in the file of --output")
-    output = output or Path("trace.json")
-    check_is_no_input(output, plan_file, program_file)
+    output = output or file_to_write("trace.json")
+    check_is_no_input(output)
     write_file(output, _predicted(plan_file, program_file, cluster))
-    print(output)
+    say(output)
 
 
 def _predicted(plan_file: Path, program_file: Path, cluster: str | None) -> str:
@@ -93,7 +92,7 @@ def _compare(first: Path, second: Path, most: int | None, json: bool) -> None:
     own = read(first), read(second)
     found = differences(*own)
     if json:
-        print(json_module.dumps([one.to_dict() for one in found[:most]], indent=2))
+        say(as_json([one.to_dict() for one in found[:most]]))
     else:
         heads = (own[0].kind, own[1].kind) if own[0].kind != own[1].kind else ("A", "B")
-        print(table(found, *heads, most or 20))
+        say(table(found, *heads, most or 20))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
@@ -19,32 +19,36 @@ class Alignment:
         changed: the places in the first of those that have other arguments, or read other values.
         values: values of the first → those of the second that are the same: inputs, state, results of the same ops.
         instead: values of either whose op the other graph lacks → the value of the other that is read in its place.
+        returned: whether both return the same values, but for those in the place of others.
     """
 
     ops: dict[int, int]
     changed: frozenset[int]
     values: dict[str, str]
     instead: dict[str, str] = field(default_factory=dict)
+    returned: bool = True
 
 
-def aligned(first: Graph, second: Graph) -> Alignment:
+def aligned(first: Graph, second: Graph, given: Mapping[str, str] | None = None) -> Alignment:
     """The alignment of two graphs: ops are the same that do the same at the same line of the model, in order; where
-    that leaves some, those that call the same operator there."""
+    that leaves some, those that call the same operator there.
+
+    Args:
+        given: inputs and state of the first → those of the second that are the same; without it those of one name.
+    """
     ops = dict(_matched(range(len(first.ops)), range(len(second.ops)), first, second, _exactly))
     for own, other in _gaps(ops, len(first.ops), len(second.ops)):
         ops.update(_matched(own, other, first, second, _roughly))
-    given = {v.name for v in (*second.inputs, *second.state)}
-    values = {v.name: v.name for v in (*first.inputs, *first.state) if v.name in given}
+    values = _of_one_name(first, second) if given is None else dict(given)
     for place, there in ops.items():
         pairs = zip(first.ops[place].results, second.ops[there].results, strict=True)
         values.update((value.name, same.name) for value, same in pairs)
     back, instead = {same: value for value, same in values.items()}, dict[str, str]()
-    changed: set[int] = set()
-    for place, there in ops.items():
-        own, other = first.ops[place], second.ops[there]
-        if _exactly(own) != _exactly(other) or len(own.operands) != len(other.operands):
-            changed.add(place)
-        for name, found in zip(own.operands, other.operands, strict=False):
+
+    def same(own: Sequence[str], other: Sequence[str]) -> bool:
+        """Whether both read the same values, but for those in the place of others, which are kept."""
+        alike = len(own) == len(other)
+        for name, found in zip(own, other, strict=False):
             if values.get(name) == found:
                 continue
             if name not in values:
@@ -52,8 +56,21 @@ def aligned(first: Graph, second: Graph) -> Alignment:
             elif found not in back:
                 instead.setdefault(found, name)
             else:
-                changed.add(place)
-    return Alignment(ops, frozenset(changed), values, instead)
+                alike = False
+        return alike
+
+    changed = {
+        place
+        for place, there in ops.items()
+        if not same((own := first.ops[place]).operands, (other := second.ops[there]).operands)
+        or _exactly(own) != _exactly(other)
+    }
+    return Alignment(ops, frozenset(changed), values, instead, same(first.outputs, second.outputs))
+
+
+def _of_one_name(first: Graph, second: Graph) -> dict[str, str]:
+    given = {v.name for v in (*second.inputs, *second.state)}
+    return {v.name: v.name for v in (*first.inputs, *first.state) if v.name in given}
 
 
 def _where(op: Op) -> Hashable:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 
 from galvatron.errors import PassError
 from galvatron.ir.program import Program
 from galvatron.passes.base import Pass, PassResult, Remark
-from galvatron.passes.pipeline import Pipeline
+from galvatron.passes.pipeline import Pipeline, Step, run_step
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ def bisect(program: Program, pipeline: Pipeline, good: Callable[[Program], bool]
     pipeline.check(program.form)
     if not good(program):
         raise PassError("bisect: the program is not good before the first pass, so no pass broke it")
-    for pass_ in pipeline.passes:
+    for index in range(len(pipeline.passes)):
         try:
-            programs.append(pass_.run(programs[-1]))
+            programs.append(run_step(Step(pipeline, index, programs[-1])).program)
         except Exception:
             break
     last = len(programs) - 1
@@ -65,14 +66,19 @@ def first_rewrite(culprit: Culprit, good: Callable[[Program], bool]) -> BrokenBy
     broken without them.
 
     The first rewrites of a run are those of any longer one, so that few runs are needed.
+
+    Raises:
+        PassError: `good` says of one program now this and now that.
     """
     if all(field.name != "rewrites" for field in fields(culprit.pass_)):
         return None
     results: dict[int, PassResult | None] = {}
 
+    @cache
     def broken(most: int) -> bool:
         try:
-            results[most] = with_rewrites(culprit.pass_, most).result(culprit.before)
+            step = Step(Pipeline((with_rewrites(culprit.pass_, most),)), 0, culprit.before)
+            results[most] = run_step(step)
         except Exception:
             results[most] = None
         result = results[most]
@@ -82,16 +88,25 @@ def first_rewrite(culprit: Culprit, good: Callable[[Program], bool]) -> BrokenBy
     while not broken(most):
         result = results[most]
         if result is None or sum(bool(remark.rule) for remark in result.remarks) < most:
+            if result is not None and result.program == culprit.after:
+                raise PassError(_FLAPS)
             return None
         most *= 2
     number = bisect_left(range(most + 1), True, key=broken)
     if number == 0:
         return None
-    broken(number - 1)
     before, after = results[number - 1], results[number]
     assert before is not None
+    if not good(before.program) or (after is not None and good(after.program)):
+        raise PassError(_FLAPS)
     done = [remark for remark in (after or before).remarks if remark.rule]
     return BrokenBy(number, done[number - 1] if after else done[-1], before.program, after and after.program)
+
+
+_FLAPS = (
+    "bisect: the check gives different answers for the same program, so that no pass or rewrite can be named: make it "
+    "one that depends on nothing but the program"
+)
 
 
 def with_rewrites(pass_: Pass, most: int | None) -> Pass:

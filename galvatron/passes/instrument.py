@@ -13,6 +13,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 from galvatron.errors import GalvatronError, PassError, VerifyError
+from galvatron.ir.files import write_text
 from galvatron.ir.program import Program
 from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Pipeline, Step
@@ -99,10 +100,11 @@ class Reproducer:
     """Instrument: when a pass fails, writes the program it got, and the command that fails the same way, to `path`.
 
     An error of Galvatron keeps its type and gets the path added to its message; any other exception, a bug in the pass,
-    becomes a `PassError`.
+    becomes a `PassError`. `write` writes a text into a file.
     """
 
     path: Path
+    write: Callable[[Path, str], None] = write_text
 
     def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
         try:
@@ -120,7 +122,7 @@ class Reproducer:
         rest = Pipeline(step.pipeline.passes[step.index :])
         try:
             text = f"// galvatron opt {self.path} --passes '{rest}'\n{print_program(step.program)}"
-            self.path.write_text(text, encoding="utf-8")
+            self.write(self.path, text)
         except Exception as error:
             # Whatever goes wrong here must not hide the failure that is being reported.
             return f"no reproducer could be written to {self.path}: {error}"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from galvatron.errors import PassError, did_you_mean
+from galvatron.ir.documents import shown
 from galvatron.ir.program import Form, Program
 from galvatron.passes.base import Pass, PassResult, split_outside_quotes
-from galvatron.passes.registry import load_pass, pass_names
+from galvatron.passes.others import code_of_others, is_ours
+from galvatron.passes.registry import load_pass, loadable_passes
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Pipeline:
         """The program after every pass. Instruments stand around each pass, the first of them outermost.
 
         Raises:
-            PassError: a pass needs another form than it gets, or leaves another than it declares.
+            PassError: a pass needs another form than it gets, or leaves another than it declares; or one of others, or
+                an instrument, fails.
             GalvatronError: whatever a pass or an instrument raises.
         """
         self.check(program.form)
@@ -90,7 +94,7 @@ class Pipeline:
             step = Step(self, index, program)
             proceed: Callable[[], PassResult] = partial(run_step, step)
             for instrument in reversed(instruments):
-                proceed = partial(instrument, step, proceed)
+                proceed = partial(_run_instrument, instrument, step, proceed)
             program = proceed().program
         return program
 
@@ -117,17 +121,63 @@ def parse_pass(text: str) -> Pass:
         if key in options:
             raise PassError(f"pass {name!r}: option {key!r} is given twice")
         options[key] = value
-    return cls.with_options(options)
+    with _called(cls, f"pass {name!r}"):
+        return cls.with_options(options)
+
+
+def _called(code: object, what: str, passing: Sequence[BaseException] = ()) -> AbstractContextManager[None]:
+    """Around a call of a pass or an instrument, which others may have written."""
+    return nullcontext() if is_ours(code) else code_of_others(what, passing)
+
+
+def _run_instrument(instrument: Instrument, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
+    """What an instrument gives that stands around a pass.
+
+    Raises:
+        PassError: it fails, or gives no result.
+        GalvatronError: whatever it raises, or the pass.
+    """
+    passing: list[BaseException] = []
+
+    def watched() -> PassResult:
+        try:
+            return proceed()
+        except BaseException as error:
+            passing.append(error)
+            raise
+
+    what = f"instrument {_name(instrument)} around pass {step.pass_.name!r}"
+    with _called(instrument, what, passing):
+        result = instrument(step, watched)
+    return _checked(result, what, "give back what the function gives that it is called with")
+
+
+def _name(instrument: Instrument) -> str:
+    return repr(getattr(instrument, "__qualname__", type(instrument).__qualname__))
+
+
+def _checked(result: Any, what: str, advice: str) -> PassResult:
+    """
+    Raises:
+        PassError: what a pass or an instrument gave is no result with a program.
+    """
+    if isinstance(result, PassResult) and isinstance(result.program, Program):
+        return result
+    given = f"a PassResult of {type(result.program).__name__}" if isinstance(result, PassResult) else shown(result)
+    raise PassError(f"{what} gave {given}, not a PassResult of a Program: {advice}")
 
 
 def run_step(step: Step) -> PassResult:
     """What a pass gives of the program that it gets.
 
     Raises:
-        PassError: it leaves another form than it declares.
+        PassError: it leaves another form than it declares; or it is one of others, and fails, or gives no result.
         GalvatronError: whatever the pass raises.
     """
-    result = step.pass_.result(step.program)
+    what = f"pass {step.pass_.name!r}"
+    with _called(step.pass_, what):
+        result = step.pass_.result(step.program)
+    result = _checked(result, what, "`run` gives a Program, and `result` one in a PassResult")
     leaves = step.program.form if step.pass_.leaves is None else step.pass_.leaves
     if result.program.form != leaves:
         raise PassError(
@@ -140,5 +190,5 @@ def _way_to(needing: type[Pass], form: Form) -> str:
     first, last = needing.needs if isinstance(needing.needs, tuple) else (needing.needs, needing.needs)
     if last < form:
         return f"run it earlier, on a program that is still {last}"
-    givers = [name for name in pass_names() if (cls := load_pass(name)).leaves == first and not cls.takes(first)]
-    return f"run {' or '.join(repr(name) for name in givers)} before it" if givers else "no pass gives that form"
+    givers = [cls.name for cls in loadable_passes() if cls.leaves == first and not cls.takes(first)]
+    return f"run {' or '.join(map(repr, givers))} before it" if givers else "no pass gives that form"

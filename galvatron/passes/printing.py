@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from galvatron.errors import GalvatronError, PassError, did_you_mean
+from galvatron.ir.files import write_text
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.program import Program
 from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Step
+from galvatron.printing import printable
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,11 @@ class PrintPrograms:
 @dataclass
 class DumpTree:
     """Instrument: writes the program before the first pass and after each into a folder, `00-given.gir` and so on, and
-    beside each in what the pass changed it (`.diff`). Passes of several pipelines are numbered on."""
+    beside each in what the pass changed it (`.diff`). Passes of several pipelines are numbered on. `write` writes a
+    text into a file."""
 
     folder: str | Path
+    write: Callable[[Path, str], None] = write_text
     _count: int = 0
 
     def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
@@ -87,11 +91,9 @@ class DumpTree:
         self._write_text(name, print_program(program).rstrip("\n"))
 
     def _write_text(self, name: str, text: str) -> None:
-        from galvatron.ir.files import write_text
-
         path = Path(self.folder) / name
         try:
-            write_text(path, text and f"{text}\n")
+            self.write(path, text and f"{text}\n")
         except (OSError, ValueError) as error:
             raise GalvatronError(f"cannot write {str(path)!r}: {error}") from None
 
@@ -154,6 +156,7 @@ def ops_within(graph: Graph, module: str) -> tuple[Op, ...]:
 
 def _show(heading: str, text: str) -> None:
     """Prints to stderr; removed and added lines in colour where that is a terminal."""
+    heading, text = printable(heading), printable(text)
     if not sys.stderr.isatty():
         print(f"{heading}\n{text}", file=sys.stderr)
         return

@@ -151,6 +151,14 @@ class Agreeing:
     def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
         if error is None or isinstance(error, GalvatronError):
             self._calls.check(self._what, error, self._facts, updates=self._updates)
+        elif isinstance(error, Exception) and not failure.lost_a_peer(error):
+            # What the code of the caller raised, such as a loader: the others hear of it, and no rank is a call ahead.
+            told = GalvatronError(f"{type(error).__name__}: {error}")
+            try:
+                self._calls.check(self._what, told, self._facts, updates=self._updates)
+            except GalvatronError as raised:
+                if raised is not told:
+                    raise
 
 
 class Calls:
@@ -196,7 +204,7 @@ class Calls:
 
     def agreeing(self, what: str, *, updates: bool = False) -> Agreeing:
         """Around what a rank finds out by itself before a call that all of them make: `check` at its end, with the
-        error that came up in it, or with the facts that were put into what it gives.
+        error that came up in it, of whatever kind, or with the facts that were put into what it gives.
 
             with calls.agreeing("save") as facts:
                 facts["step"] = str(whole_number(step))

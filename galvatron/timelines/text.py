@@ -27,6 +27,11 @@ _ARGUMENTS = 16
 _INSIDE_S = 1e-7
 """How far within a slice the end of an arrow is, at the most."""
 
+_SMALLEST, _LARGEST = 1e-24, 1e24
+"""Seconds of a step are more; and they, microseconds and bytes are less: sums of so many still are numbers."""
+
+_MICRO_BATCHES = 2**31
+
 _OTHER_FORM = 'is no timeline as galvatron writes it: a line that ends in "traceEvents": [, one for each event, and ]}'
 
 
@@ -63,7 +68,7 @@ def read_timeline(text: str, what: str) -> Timeline:
     ranks = _member(own, "pipeline_ranks", list, what)
     about = {key: value for key, value in own.items() if key not in ("kind", "steps", "pipeline_ranks")}
     known = kind in (PREDICTED, MEASURED) and 1 <= steps <= TIMELINE_EVENTS and _is_about_a_step(about)
-    if not known or not ranks or any(type(rank) is not int for rank in ranks):
+    if not known or not ranks or any(type(rank) is not int or abs(rank) > _LARGEST for rank in ranks):
         raise ParseError(f"{what} is no timeline of galvatron: otherData.galvatron says {shown(own)}")
     slices: list[Slice] = []
     levels: list[Level] = []
@@ -108,11 +113,12 @@ def _is_about_a_step(about: dict[str, Any]) -> bool:
     if not all(is_text(value) or _is_number(value) for value in about.values()):
         return False
     every, some = about.get("micro_batches", 1), about.get("micro_batches_shown", 1)
-    if type(every) is not int or type(some) is not int or not 1 <= some <= every <= 2**31:
+    if type(every) is not int or type(some) is not int or not 1 <= some <= every <= _MICRO_BATCHES:
         return False
     if about.keys() & {"micro_batches", "micro_batches_shown"} not in (set(), {"micro_batches", "micro_batches_shown"}):
         return False
-    return all(_is_number(about.get(name, 1.0)) and about.get(name, 1.0) > 0 for name in ("predicted_s", "played_s"))
+    times = (about.get(name, 1.0) for name in ("predicted_s", "played_s"))
+    return all(_is_number(time) and time >= _SMALLEST for time in times)
 
 
 def _metadata(own: Timeline) -> Iterator[dict[str, Any]]:
@@ -182,6 +188,9 @@ def _slice(event: Any, where: str, processes: int) -> Slice:
         raise ParseError(
             f"{where} is on a track that no timeline has, or has arguments of another kind: {shown(event)}"
         )
+    micro_batch = args.get("micro_batch", 0)
+    if not is_text(micro_batch) and not 0 <= micro_batch < _MICRO_BATCHES:
+        raise ParseError(f"{where} is of micro-batch {shown(micro_batch)}")
     exposed = args.pop("exposed_us", None)
     return Slice(
         _process(event, where, processes),
@@ -226,7 +235,7 @@ def _not_negative(seconds: float, where: str) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1e300
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _number(value: Any, where: str) -> float:

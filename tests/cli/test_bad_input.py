@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from galvatron.cli.stats import print_statistics
 from galvatron.cli.tables import print_plan
 from galvatron.costs import fallbacks
 from galvatron.errors import CaptureError
+from galvatron.ir.graph import Source
 from galvatron.ir.layout import Axis
 from galvatron.ir.planned import resolve
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 from galvatron.printing import printable
-from tests.ir.programs import clustered
+from tests.ir.programs import captured, clustered
 
 HOSTILE = ("[/x]", "[red]", "[bold", "\ud800", "\x1b[31m", "a\nb", "\\[", "{i}", "'; DROP", "\0")
 PLANNED = "annotate-costs{cluster=a100-80g:1x4},enumerate-strategies{roles=[tp],pipeline-degrees=[1]},prune,search"
@@ -167,7 +169,7 @@ ARGUMENTS: dict[str, tuple[str, str]] = {
     "no number": ("search {p} --cluster a100-80g:1x4 --global-batch " + "9" * 5000, "is no number of samples"),
     "memory": ("search {p} {on} --memory " + "9" * 5000, "is not a size in bytes"),
     "a surrogate in memory": ("search {p} {on} --memory \ud800", "not a size"),
-    "where nothing can be written": ("search {p} {on} -o /dev/null/x/plan.json", "cannot write plan"),
+    "where nothing can be written": ("search {p} {on} -o /dev/null/plan.json", "cannot write '/dev/null/plan.json'"),
     "a directory for a plan": ("search {p} {on} -o {dir}", "is a directory: name a file in it"),
     "code where a file is": ("emit {p} {on} --plan dp4 -o {p}", "cannot write"),
     "code in a NUL": ("emit {p} {on} --plan dp4 -o a\0b", "embedded null byte"),
@@ -344,7 +346,7 @@ def test_a_factory_that_is_interrupted_is_not_to_blame(tmp_path: Path) -> None:
 
 def test_a_directory_is_no_file_to_write(tmp_path: Path) -> None:
     for output in (tmp_path, f"{tmp_path}/new/"):
-        assert_refused("is a directory: name a file in it with -o", "report", "plan.json", "-p", "p.gir", "-o", output)
+        assert_refused("is a directory: name a file in it", "report", "plan.json", "-p", "p.gir", "-o", output)
     assert not list(tmp_path.iterdir())
 
 
@@ -352,7 +354,68 @@ def test_what_is_read_is_not_overwritten(tmp_path: Path) -> None:
     path, plan = tmp_path / "p.gir", tmp_path / "plan.json"
     path.write_text(print_program(clustered(4)))
     plan.write_text("{}")
-    for output, arguments in ((path, ("search", path, *CLUSTER)), (plan, ("report", plan, "-p", path))):
+    model, tree = tmp_path / "m.py", tmp_path / "00-given.gir"
+    model.write_text("def f(): return 1")
+    tree.write_text(print_program(captured(4)))
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    picture = tmp_path / "p.svg"
+    picture.write_text(print_program(clustered(4)))
+    for output, arguments in (
+        (path, ("search", path, *CLUSTER, "-o", path)),
+        (plan, ("report", plan, "-p", path, "-o", plan)),
+        (plan, ("trace", plan, "-p", path, "-o", plan)),
+        (path, ("opt", path, "--json", path)),
+        (path, ("opt", path, "--json", link)),
+        (path, ("opt", path, "--reproducer", path)),
+        (path, ("reduce", path, "-o", path)),
+        (picture, ("show", picture, "--graph", picture)),
+        (model, ("capture", f"{model}:f", "-o", model)),
+        (model, ("--import", model, "opt", path, "-o", model)),
+        (plan, ("opt", path, "--passes", f"use-plan{{plan={plan}}}", "-o", plan)),
+        (model, ("reduce", path, "--check", f"python {model}", "-o", model)),
+        (tree, ("opt", tree, "--passes", "normalize", "--dump-tree", tmp_path)),
+    ):
         before = output.read_text()
-        assert_refused("would be overwritten", *arguments, "-o", output)
+        assert_refused("would be overwritten", *arguments)
         assert output.read_text() == before
+    both = tmp_path / "both"
+    assert_refused("would be written twice", "opt", path, "-o", both, "--json", both)
+    assert_refused("would be written twice", "opt", path, "--reproducer", both, "--json", both)
+    assert not both.exists()
+    assert run("opt", path, "-o", "/dev/null", "--reproducer", "/dev/null")[0] == 0
+
+
+def test_names_of_strangers_are_shown_as_text(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.gir", tmp_path / "b.gir"
+    evil = "".join(HOSTILE)
+    program = captured(1)
+    graph = program.required_graph
+    ops = tuple(replace(op, source=Source(evil, 1, evil, evil)) for op in graph.ops)
+    first.write_text(print_program(replace(program, graph=replace(graph, ops=ops))), encoding="utf-8")
+    place = next(place for place, op in enumerate(ops) if op.target == "aten.silu.default")
+    changed = replace(ops[place], target="aten.relu.default")
+    ops = (*ops[:place], changed, *ops[place + 1 :])
+    second.write_text(print_program(replace(program, graph=replace(graph, ops=ops))), encoding="utf-8")
+    for arguments in (("run", second, "--against", first), ("diff", first, second)):
+        code, out, err = run(*arguments)
+        assert code == 1 and "\\x1b[31m" in out
+        assert all(c.isprintable() or c == "\n" for c in out + err)
+
+
+def test_errors_are_json_where_that_is_asked_for(tmp_path: Path) -> None:
+    path, bad, told = tmp_path / "p.gir", tmp_path / "bad.gir", tmp_path / "told.json"
+    path.write_text(print_program(clustered(4)))
+    bad.write_text("program")
+    for arguments, kind in (
+        (("opt", path, "--passes", "nonsense"), "PassError"),
+        (("opt", tmp_path / "none.gir"), "FileNotFoundError"),
+        (("opt", bad), "ParseError"),
+    ):
+        assert_refused("galvatron: error: ", *arguments, "--json", told)
+        assert json.loads(told.read_text())["error"]["type"] == kind
+        told.unlink()
+    for file, kind in ((bad, "ParseError"), (tmp_path / "none.gir", "FileNotFoundError")):
+        code, out, err = run("check", file, "--json")
+        assert code == 2 and err.startswith("galvatron: error: ")
+        assert json.loads(out)["error"]["type"] == kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,18 @@ def unlike_batches(world: rt.World, folder: str) -> int:
     own = compiled("m1/dp2", world.size)
     with pytest.raises(GalvatronError, match="batch 1 is nothing on rank 0 and there on rank 1"):
         own.profile([new_batch()] * (1 + world.rank), steps=2, directory=folder)
+    with pytest.raises(
+        KeyError if world.rank else GalvatronError, match="no more" if world.rank else "rank 1: KeyError"
+    ):
+        own.profile(breaking(world.rank), steps=2, directory=folder)
     return own.profile([new_batch()] * (2 + world.rank), steps=2, directory=folder).steps
+
+
+def breaking(rank: int) -> Iterator[dict[str, torch.Tensor]]:
+    yield new_batch()
+    if rank == 1:
+        raise KeyError("no more")
+    yield new_batch()
 
 
 def clocks(world: rt.World) -> tuple[ClockOffset, ClockOffset]:

@@ -1,193 +1,177 @@
 """In what two programs differ, as text: op by op where they compute, line by line elsewhere.
 
-Values are matched through the graphs, so that names, numbers and columns that move count for nothing. What changed
-alike in several layers is shown once.
+Everything that makes programs unequal makes a line, but for names of values in graphs.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
+from dataclasses import fields, replace
+from typing import TypeVar
 
-from galvatron.ir.alignment import Alignment, aligned
-from galvatron.ir.graph import Graph, Op
+from galvatron.ir.alignment import aligned
+from galvatron.ir.graph import Function, Graph
 from galvatron.ir.inlined import inlined
-from galvatron.ir.layout import Mesh
 from galvatron.ir.program import Form, LayerClass, Program
-from galvatron.ir.text.graph_lines import op_text
-from galvatron.ir.text.names import quote, sigiled, unmark
-from galvatron.ir.text.printer import table_lines
+from galvatron.ir.results import Check, Result, Update
+from galvatron.ir.text.graph_differences import Side, graph_differences, line_differences
+from galvatron.ir.text.graph_lines import function_head
+from galvatron.ir.text.names import quote, unmark
+from galvatron.ir.text.printer import class_head, table_lines
 from galvatron.ir.text.records import entries
 from galvatron.printing import one_line
 
-_NAME = re.compile(r"%(?:\"[^\"]*\"|[^\s,()=:]+)")
-_NUMBER = re.compile(r"\d+")
-
-
-@dataclass(frozen=True)
-class Change:
-    """An op that one of the graphs lacks (`-`, `+`), or that has other arguments (both, one after the other); with the
-    mesh that its results are placed on."""
-
-    sign: str
-    op: Op
-    mesh: Mesh
-    note: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.sign} {op_text(self.op, self.mesh)}{self.note and f'  // {self.note}'}"
-
-
-@dataclass(frozen=True)
-class Hunk:
-    """Changes in one module of the model (`scope`), behind each other or with the same ops between them."""
-
-    scope: str
-    changes: tuple[Change, ...]
-
-    @property
-    def pattern(self) -> tuple[str, ...]:
-        """Equal for hunks that differ in the names of values and in numbers of layers."""
-        names: dict[str, str] = {}
-
-        def plain(text: str) -> str:
-            return _NAME.sub(lambda found: names.setdefault(found.group(), f"%{len(names)}"), text)
-
-        return _NUMBER.sub("#", self.scope), *(plain(str(change)) for change in self.changes)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One of the two graphs, with the mesh that its values are placed on."""
-
-    graph: Graph
-    mesh: Mesh = ()
-
-    @staticmethod
-    def of(layers: LayerClass) -> _Side:
-        return _Side(layers.graph, layers.mesh)
-
-
-def _graph_differences(first: _Side, second: _Side) -> Iterator[str]:
-    """The lines that say in what two graphs differ: none where they compute the same ops on the same values."""
-    alike: dict[tuple[str, ...], list[Hunk]] = {}
-    for hunk in _hunks(first, second):
-        alike.setdefault(hunk.pattern, []).append(hunk)
-    for hunk, *others in alike.values():
-        yield f"in {hunk.scope or 'forward'}"
-        line = None
-        for change in hunk.changes:
-            source = change.op.source
-            if source is not None and source != line:
-                line = source
-                yield one_line(f"  {source}  {source.code}".rstrip())
-            yield f"  {change}"
-        if others:
-            scopes = list(dict.fromkeys(other.scope or "forward" for other in others))
-            shown = scopes if len(scopes) < 4 else [*scopes[:2], "...", scopes[-1]]
-            yield f"  and the same in {', '.join(shown)}" + (f" ({len(others)} times)" if len(others) > 1 else "")
-
-
-def _hunks(first: _Side, second: _Side) -> Iterator[Hunk]:
-    scope, changes = "", list[Change]()
-    for change in _changes(first, second, aligned(first.graph, second.graph)):
-        own = change.op.source.scope if change.op.source else ""
-        if changes and own != scope:
-            yield Hunk(scope, tuple(changes))
-            changes = []
-        scope = own
-        changes.append(change)
-    if changes:
-        yield Hunk(scope, tuple(changes))
-
-
-def _changes(first: _Side, second: _Side, found: Alignment) -> Iterator[Change]:
-    """Every op that is in one graph alone or changed, in the order of both; values are called as in the first graph."""
-    before, after = first.graph, second.graph
-    names = {same: name for name, same in found.values.items()}
-    names |= {name: f"{name}'" for name in after.values if name not in names and name in before.values}
-
-    def added(ops: Iterable[Op]) -> Iterator[Change]:
-        for op in ops:
-            yield Change("+", _renamed(op, names), second.mesh, _note("for", op, found.instead, {}))
-
-    at = 0
-    for place, op in enumerate(before.ops):
-        there = found.ops.get(place)
-        if there is None:
-            yield Change("-", op, first.mesh, _note("now", op, found.instead, names))
-            continue
-        yield from added(after.ops[at:there])
-        if place in found.changed:
-            yield Change("-", op, first.mesh)
-            yield Change("+", _renamed(after.ops[there], names), second.mesh)
-        at = there + 1
-    yield from added(after.ops[at:])
-
-
-def _renamed(op: Op, names: Mapping[str, str]) -> Op:
-    results = tuple(replace(value, name=names.get(value.name, value.name)) for value in op.results)
-    return replace(op.map_refs(lambda name: names.get(name, name)), results=results)
-
-
-def _note(word: str, op: Op, instead: Mapping[str, str], names: Mapping[str, str]) -> str:
-    """What is read in the place of the results of an op, or in whose place these are."""
-    others = [instead[value.name] for value in op.results if value.name in instead]
-    return f"{word} {', '.join(unmark(sigiled('%', names.get(name, name))) for name in others)}" if others else ""
+_SPACES = re.compile(r'("(?:[^"\\]|\\.)*")|\s+')
+"""Strings, and the spaces between words."""
 
 
 def program_differences(first: Program, second: Program) -> list[str]:
     """The lines that say in what two programs differ, in forms that may differ too; none where they are equal but for
-    names of values."""
+    names of values in graphs. They need not be valid."""
+    if first == second:
+        return []
+    typed = (first.form >= Form.SHARDED) == (second.form >= Form.SHARDED)
     lines: list[str] = []
-    for title, pair in _graphs(first, second):
-        changed = list(_graph_differences(*pair))
-        lines += [title, *(f"  {line}" for line in changed)] if changed else []
-    return [*lines, *_table_differences(_tables(first, second), _tables(second, first))]
+    for title, formal, sides in (*_functions(first, second), *_graphs(first, second)):
+        changed = list(graph_differences(*sides, formal=formal, typed=typed))
+        lines += [one_line(title), *(f"  {line}" for line in changed)] if changed else []
+    lines += line_differences(_tables(first, second), _tables(_called_as(first, second), first))
+    return lines or _unsaid(first, second)
 
 
-_EMPTY = _Side(Graph((), (), (), ()))
+_Result = TypeVar("_Result", Update, Result, Check)
+_EMPTY = Side(Graph((), (), (), ()))
+_Pair = tuple[str, bool, tuple[Side, Side]]
+"""Graphs that belong together, with a title, and whether their inputs may be called anything."""
 
 
-def _graphs(first: Program, second: Program) -> Iterator[tuple[str, tuple[_Side, _Side]]]:
-    """The graphs of both that belong together, with a title."""
+def _graphs(first: Program, second: Program) -> Iterator[_Pair]:
     if min(first.form, second.form) is Form.CAPTURED:
-        if max(first.form, second.form) < Form.SHARDED:
-            yield "graph", (_Side(inlined(first)), _Side(inlined(second)))
+        if max(first.form, second.form) < Form.SHARDED and _fits(first) and _fits(second):
+            yield "graph", False, (Side(inlined(first)), Side(inlined(second)))
         return
     own = {cls.name: cls for cls in first.classes}
     for cls in second.classes:
         before = own.pop(cls.name, None) or first.class_of.get(cls.base)
         if before is None:
-            yield f"class @{cls.name}, new", (_EMPTY, _Side.of(cls))
+            yield f"class @{cls.name}, new", True, (_EMPTY, _side(cls))
         else:
             name = f"class @{cls.name}" if before.name == cls.name else f"class @{cls.name} of @{before.name}"
-            yield name, (_Side.of(before), _Side.of(cls))
+            yield name, True, (_side(before), _side(cls))
     bases = {cls.base for cls in second.classes}
     for cls in own.values():
         if cls.name not in bases:
-            yield f"class @{cls.name}, gone", (_Side.of(cls), _EMPTY)
+            yield f"class @{cls.name}, gone", True, (_side(cls), _EMPTY)
+
+
+def _side(cls: LayerClass) -> Side:
+    return Side(cls.graph, cls.mesh)
+
+
+def _fits(program: Program) -> bool:
+    """Whether each layer calls a class, with as many values as that has."""
+    graphs = {cls.name: cls.graph for cls in program.classes}
+    return all(
+        (graph := graphs.get(layer.cls)) is not None
+        and (len(graph.inputs), len(graph.state), len(graph.outputs))
+        == (len(layer.operands), len(layer.state), len(layer.results))
+        for layer in program.layers
+    )
+
+
+def _functions(first: Program, second: Program) -> Iterator[_Pair]:
+    """Forward and backward of the functions that both call; what only one calls is among the tables."""
+    others = dict(_numbered(second.functions))
+    for key, own in _numbered(first.functions):
+        if (other := others.get(key)) is not None:
+            yield f"function {own.name}", True, (Side(own.forward), Side(other.forward))
+            yield f"backward of function {own.name}", True, (Side(own.backward), Side(other.backward))
+
+
+def _numbered(functions: Iterable[Function]) -> Iterator[tuple[tuple[str, int], Function]]:
+    """Functions by name; of those of one name, by how many came before."""
+    met: Counter[str] = Counter()
+    for function in functions:
+        yield (function.name, met[function.name]), function
+        met[function.name] += 1
+
+
+def _called_as(first: Program, second: Program) -> Program:
+    """The second program, in which results of its graph are called as they are in the first one."""
+    if first.graph is None or second.graph is None:
+        return second
+    found = aligned(first.graph, second.graph)
+    return _with_results_called(second, {same: name for name, same in found.values.items()})
+
+
+def _with_results_called(program: Program, names: Mapping[str, str]) -> Program:
+    """A captured program in which what a step gives has other names."""
+
+    def called(results: tuple[_Result, ...]) -> tuple[_Result, ...]:
+        return tuple(replace(one, value=names.get(one.value, one.value)) for one in results)
+
+    return replace(
+        program,
+        output=names.get(program.output, program.output),
+        updates=called(program.updates),
+        outputs=called(program.outputs),
+        checks=called(program.checks),
+    )
 
 
 def _tables(program: Program, other: Program) -> list[str]:
-    """The lines of a program but those of its graphs, without columns; of its cluster only the name, where the other
+    """The lines of a program but those in its graphs, without columns; of its cluster only the name, where the other
     one has none."""
     bare = replace(program, classes=(), graph=None, cluster=program.cluster if other.cluster else None)
-    lines = [" ".join(line.split()) for line in table_lines(bare)]
+    lines = [_SPACES.sub(lambda found: found[1] or " ", line).strip() for line in table_lines(bare)]
     if program.cluster and not other.cluster:
         lines.append(f"cluster {quote(program.cluster.name)}")
+    lines += map(function_head, program.functions)
     for cls in program.classes:
+        lines.append(unmark(class_head(cls)))
         if cls.cost is not None:
             costs = (f"{name} = {text}" for name, text, _ in entries(cls.cost, lenient=True))
             lines += [f"class @{cls.name} cost {cost}" for cost in costs]
     return lines
 
 
-def _table_differences(first: Iterable[str], second: Iterable[str]) -> Iterator[str]:
-    own, other = list(first), list(second)
-    for kind, a, b, c, d in SequenceMatcher(None, own, other, autojunk=False).get_opcodes():
-        if kind != "equal":
-            yield from (f"- {line}" for line in own[a:b] if line)
-            yield from (f"+ {line}" for line in other[c:d] if line)
+def _unsaid(first: Program, second: Program) -> list[str]:
+    """A line about what is not equal in programs that differ in no line; none where that is names of values."""
+    own, other = _numbered_values(first), _numbered_values(second)
+    names = [one.name for one in fields(Program) if getattr(own, one.name) != getattr(other, one.name)]
+    return [f"the programs are not equal, but no line says in what: {', '.join(names)}"] if names else []
+
+
+def _numbered_values(program: Program) -> Program:
+    """A program in whose graphs values are called by the order in which they are met."""
+    classes = tuple(replace(cls, graph=_with_numbers(cls.graph, {})) for cls in program.classes)
+    if program.graph is None:
+        return replace(program, classes=classes)
+    names: dict[str, str] = {}
+    graph = _with_numbers(program.graph, names)
+    return _with_results_called(replace(program, graph=graph, classes=classes), names)
+
+
+def _with_numbers(graph: Graph, names: dict[str, str]) -> Graph:
+    """A graph with numbers for names; `names` gets those of its values."""
+
+    def number(name: str) -> str:
+        return names.setdefault(name, f"value {len(names)}")
+
+    inputs, state = (
+        tuple(replace(value, name=number(value.name)) for value in values) for values in (graph.inputs, graph.state)
+    )
+    ops = []
+    for op in graph.ops:
+        read = op.map_refs(number)
+        results = tuple(replace(value, name=number(value.name)) for value in op.results)
+        ops.append(replace(read, results=results, function=op.function and _function_with_numbers(op.function)))
+    return replace(graph, inputs=inputs, state=state, ops=tuple(ops), outputs=tuple(map(number, graph.outputs)))
+
+
+def _function_with_numbers(function: Function) -> Function:
+    names: dict[str, str] = {}
+    forward = _with_numbers(function.forward, names)
+    return replace(function, forward=forward, backward=_with_numbers(function.backward, names))

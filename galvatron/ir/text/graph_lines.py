@@ -119,10 +119,15 @@ def _bare(name: str) -> str:
     return unmark(bare_or_quoted(name))
 
 
-def function_lines(function: Function, w: Writer) -> list[Line]:
-    """Forward and backward; how many results there are, and the places of the operands that have a gradient."""
+def function_head(function: Function) -> str:
+    """How many results there are, and the places of the operands that have a gradient."""
     places = ", ".join(map(str, function.differentiated))
-    head = f"function {function.name} results {function.results} gradients ({places}) {{"
+    return f"function {function.name} results {function.results} gradients ({places})"
+
+
+def function_lines(function: Function, w: Writer) -> list[Line]:
+    """What is said of a function, then its forward and its backward."""
     forward = graph_lines(function.forward, w, (function.name, "forward"))
     backward = graph_lines(function.backward, w, (function.name, "backward"))
-    return [Line(head, ("function", function.name)), *forward, Line("} backward {"), *backward, Line("}")]
+    head = Line(f"{function_head(function)} {{", ("function", function.name))
+    return [head, *forward, Line("} backward {"), *backward, Line("}")]

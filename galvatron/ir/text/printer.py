@@ -146,7 +146,8 @@ def _program_graph(program: Program, w: Writer) -> list[Line]:
 # Classes, layers, stages
 
 
-def _layer_class(cls: LayerClass, batch_size: int, w: Writer) -> list[Line]:
+def class_head(cls: LayerClass) -> str:
+    """What is said of a class besides its cost and its graph."""
     head = [f"class {sigiled('@', cls.name)}"]
     if cls.base:
         head.append(f"of {sigiled('@', cls.base)}")
@@ -154,9 +155,13 @@ def _layer_class(cls: LayerClass, batch_size: int, w: Writer) -> list[Line]:
         head.append(f"strategy {format_strategy(cls.strategy)}")
     if cls.mesh:
         head.append(f"mesh {mesh_text(cls.mesh)}")
+    return " ".join(head)
+
+
+def _layer_class(cls: LayerClass, batch_size: int, w: Writer) -> list[Line]:
     cost = _cost(cls.cost, batch_size, w) if cls.cost else []
     body = graph_lines(cls.graph, w, cls.name, cls.mesh)
-    return [Line(" ".join(head) + " {", ("class", cls.name)), *cost, *body, Line("}")]
+    return [Line(f"{class_head(cls)} {{", ("class", cls.name)), *cost, *body, Line("}")]
 
 
 def _cost(cost: ClassCost, batch_size: int, w: Writer) -> list[Line]:
