@@ -103,7 +103,7 @@ def compile(
     weights: str | os.PathLike[str] | None = None,
     partial_weights: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
-    instrument: Sequence[Instrument] = (),
+    instrument: Sequence[Instrument | str] = (),
 ) -> CompiledModel:
     """Turns a model into a distributed training program on the ranks of this job.
 
@@ -188,7 +188,7 @@ def compile(
         cache_dir: where generated code, profiles, costs and plans that were searched are kept; default: the user's
             cache directory.
         instrument: what stands around every pass on rank 0, such as `PrintPrograms` or `DumpTree` of
-            `galvatron.instruments`.
+            `galvatron.instruments`, or a name that the variable `GALVATRON_PASSES` takes, such as `"diff"`.
 
     Raises:
         CaptureError: the model cannot be captured.

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import difflib
 import heapq
+import os
+import re
 import string
+import sysconfig
 from collections.abc import Iterable
+from pathlib import Path
+from traceback import walk_tb
 from typing import NamedTuple
+
+_HERE = f"{Path(__file__).parent}{os.sep}"
+_BELOW = re.compile(r"-packages[/\\](torch|sympy|mpmath|numpy)[/\\]")
+_BELOW_PATHS = (f"{sysconfig.get_path('stdlib')}{os.sep}", "<")
+"""Libraries that are called with arguments of their callers, which so are at fault where they raise."""
 
 _COMPARED_CHARACTERS, _COMPARED_NAMES, _SHOWN_NAMES = 200, 500, 40
 """Names that are compared with an unknown one letter by letter: how long, how many; and how many a message lists."""
@@ -94,9 +104,20 @@ def error_of_kind(kind: str, message: str) -> GalvatronError:
     return cls(message) if isinstance(cls, type) and issubclass(cls, GalvatronError) else GalvatronError(message)
 
 
+def raised_at(error: BaseException) -> tuple[str, bool]:
+    """The file and line at which an error was raised, in libraries below the line that called them, and whether that
+    is in code of Galvatron."""
+    places = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    above = [place for place in places if not _BELOW.search(place[0]) and not place[0].startswith(_BELOW_PATHS)]
+    file, line = (above or places)[-1]
+    return f"{file}:{line}", file.startswith(_HERE)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The tail of an "unknown name" message: the closest known names, or the first of them when none is close."""
     options = list(known)
+    if not options:
+        return "there are none"
     close = _one_edit_away(word, set(options)) if len(options) > _COMPARED_NAMES else _alike(word, options)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close[:3])}?"

@@ -48,20 +48,20 @@ def _compared(step: Step, proceed: Callable[[], PassResult]) -> PassResult:
 
 
 NAMED: dict[str, Callable[[str], Instrument]] = {
+    "verify": lambda _: VerifyEach(),
+    "check": lambda _: _compared,
     "print": lambda _: PrintPrograms(after_change=True),
     "diff": lambda _: PrintPrograms(after_change=True, differences=True),
     "dump": lambda folder: DumpTree(Path(folder or "galvatron-passes")),
-    "seconds": lambda _: _seconds,
     "stats": lambda _: PrintCounts(),
-    "verify": lambda _: VerifyEach(),
-    "check": lambda _: _compared,
+    "seconds": lambda _: _seconds,
 }
-"""Instruments by the names that the variable knows: programs after passes that change them, or in what these do;
-programs in files (`dump=DIR`); how long passes take; what they did; whether what they give is valid, and computes the
-same."""
+"""Instruments by name: whether what passes give is valid, and computes the same; programs after passes that change
+them, or in what these do; programs in files (`dump=DIR`); what passes did; how long they take. Those of the variable
+stand around passes in this order, so that what is refused has been shown, and the clock sees nothing but the pass."""
 
 
-def check_instruments(instruments: Sequence[Instrument]) -> None:
+def check_instruments(instruments: Sequence[Instrument | str]) -> None:
     """
     Raises:
         GalvatronError: it is no list of what can be called.
@@ -69,20 +69,37 @@ def check_instruments(instruments: Sequence[Instrument]) -> None:
     if not isinstance(instruments, (list, tuple)):
         raise GalvatronError(f"instrument is a list of instruments, not {shown(instruments)}")
     for instrument in instruments:
-        if not callable(instrument):
+        if isinstance(instrument, str):
+            named(instrument, "instrument")
+        elif not callable(instrument):
             raise GalvatronError(
                 f"instrument has {shown(instrument)}, which is not called with a step and a function that runs the pass"
             )
 
 
 @contextmanager
-def instrumented(instruments: Sequence[Instrument]) -> Iterator[None]:
-    """Passes in the block run inside these instruments, the first of them outermost."""
-    token = _AROUND.set(tuple(instruments))
+def instrumented(instruments: Sequence[Instrument | str]) -> Iterator[None]:
+    """Passes in the block run inside these instruments, the first of them outermost; see `named`."""
+    token = _AROUND.set(tuple(named(one, "instrument") if isinstance(one, str) else one for one in instruments))
     try:
         yield
     finally:
         _AROUND.reset(token)
+
+
+def named(text: str, by: str) -> Instrument:
+    """An instrument by its name in `NAMED`, such as `diff` or `dump=passes`.
+
+    Args:
+        by: what names it.
+
+    Raises:
+        GalvatronError: there is none of that name.
+    """
+    name, _, argument = text.partition("=")
+    if name not in NAMED:
+        raise GalvatronError(f"{by} names {name!r}; {did_you_mean(name, NAMED)}")
+    return NAMED[name](argument)
 
 
 def around() -> tuple[Instrument, ...]:
@@ -92,10 +109,6 @@ def around() -> tuple[Instrument, ...]:
         GalvatronError: the variable names an instrument that there is not.
     """
     text = os.environ.get(VARIABLE, "") if os.environ.get("RANK", "0") == "0" else ""
-    found: list[Instrument] = []
-    for item in filter(None, map(str.strip, text.split(","))):
-        name, _, argument = item.partition("=")
-        if name not in NAMED:
-            raise GalvatronError(f"{VARIABLE} names {name!r}; {did_you_mean(name, NAMED)}")
-        found.append(NAMED[name](argument))
-    return (*_AROUND.get(), *found)
+    order = {name: place for place, name in enumerate(NAMED)}
+    items = sorted(filter(None, map(str.strip, text.split(","))), key=lambda item: order.get(item.partition("=")[0], 0))
+    return (*_AROUND.get(), *(named(item, VARIABLE) for item in items))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import galvatron
 from galvatron import api
 from galvatron.bugs import ours
 from galvatron.errors import GalvatronError, InternalError, PassError
+from galvatron.instruments import instrumented
 from galvatron.ir.program import Form
 from galvatron.ir.text import parse_program
 from galvatron.passes.pipeline import Pipeline
@@ -37,8 +39,14 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def fails(*_: Any, **__: Any) -> Any:
-    raise ZeroDivisionError("this is wrong")
+def failing(file: Path) -> Callable[..., Any]:
+    """A function that is wrong, and says that it is in a file."""
+    found: dict[str, Any] = {}
+    exec(compile("def fails(*_, **__): raise ZeroDivisionError('this is wrong')", str(file), "exec"), found)
+    return found["fails"]
+
+
+fails = failing(Path(galvatron.__file__).with_name("broken.py"))
 
 
 CALLS = {
@@ -84,10 +92,18 @@ def test_a_bug_is_said_to_be_one_and_can_be_seen_again(folder, monkeypatch, call
             Pipeline.parse(command.split("'")[1]).run(parse_program(text))
 
 
+def test_a_bug_of_others_is_theirs(folder):
+    words = "(?s)^ZeroDivisionError while .*'normalize', at /me/mine.py:1: .*not Galvatron's"
+    with pytest.raises(GalvatronError, match=words) as it, instrumented([failing(Path("/me/mine.py"))]):
+        galvatron.capture(Tiny(), BATCH)
+    assert not isinstance(it.value, InternalError)
+    assert str(it.value).endswith(f"the reproducer {next(folder.iterdir())}")
+
+
 def test_a_bug_of_capture(folder, monkeypatch):
     monkeypatch.setattr("galvatron.api.capture_graph", fails)
     with pytest.raises(
-        InternalError, match="(?s)while capturing the model, at test_bugs.py.*with the traceback above and the"
+        InternalError, match="(?s)while capturing the model, at \\S*broken.py:1: .*with the traceback above and the"
     ):
         galvatron.capture(Tiny(), BATCH)
     assert not list(folder.iterdir())

@@ -11,7 +11,7 @@ from torch import nn
 
 import galvatron
 from galvatron.errors import GalvatronError
-from galvatron.instruments import Counting, DumpTree, PrintPrograms
+from galvatron.instruments import Counting, DumpTree, PrintPrograms, check_instruments, instrumented
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Step
@@ -49,12 +49,18 @@ def test_the_environment_names_instruments(
     monkeypatch.setenv("GALVATRON_PASSES", f"diff, seconds,stats,verify,check,dump={tmp_path}")
     galvatron.capture(Net(), BATCH)
     err = capsys.readouterr().err
-    assert "+ %silu" in err and "// fuse: 0." in err and "silu ×1" in err
+    assert "+ %silu" in err and "// fuse: 0." in err and "silu ×1" in err and "// fuse: computes the same\n" in err
     assert (tmp_path / "04-cluster-layers.gir").exists()
     monkeypatch.setenv("RANK", "1")
     galvatron.capture(Net(), BATCH)
     assert not capsys.readouterr().err, "of a job the first rank tells"
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("GALVATRON_PASSES", "")
+    with instrumented(["stats"]):
+        galvatron.capture(Net(), BATCH)
+    assert "silu ×1" in capsys.readouterr().err
+    with pytest.raises(GalvatronError, match="instrument names 'diffs'; did you mean 'diff'"):
+        check_instruments(["diffs"])
     monkeypatch.setenv("GALVATRON_PASSES", "dif")
     with pytest.raises(GalvatronError, match="GALVATRON_PASSES names 'dif'; did you mean 'diff'"):
         galvatron.capture(Net(), BATCH)

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -16,6 +17,7 @@ from galvatron.errors import GalvatronError, Problem, VerifyError, did_you_mean
 from galvatron.inspection.placed_table import placed_table
 from galvatron.inspection.placements import PlacedClass, PlacedValue, ReadValues, borders, folded, placed_classes
 from galvatron.ir.program import Form, Program
+from galvatron.ir.text.names import is_round_of
 from galvatron.ir.text.printer import GRAPH, SHARED_GRAPH
 from galvatron.ir.verify import RULES, excerpt, verify
 from galvatron.printing import cell
@@ -23,7 +25,8 @@ from galvatron.printing import cell
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one line: the line's number in the file (None where several are alike) and its text."""
+    """What is wrong with one line: the line's number in the file (None where several are alike) and its text. In a loop
+    the line stands for several, of which this is the first that is wrong."""
 
     line: int | None
     text: str
@@ -56,12 +59,16 @@ class ProgramReport:
         """The report as JSON has it: the fields by name, and `valid`."""
         return {"valid": self.refused is None, **dataclasses.asdict(self)}
 
-    def print(self, console: Console) -> None:
-        """Prints the report as lines and tables."""
-        for part in self._parts():
+    def print(self, console: Console, *, placements: bool = True) -> None:
+        """Prints the report as lines and tables.
+
+        Args:
+            placements: also where values are, and why.
+        """
+        for part in self._parts(placements):
             console.print(part, soft_wrap=not isinstance(part, Table))
 
-    def _parts(self) -> Iterator[RenderableType]:
+    def _parts(self, placements: bool) -> Iterator[RenderableType]:
         name = f"{self.program} ({self.form})"
         if self.refused is not None:
             yield cell(f"{name} breaks the rule {self.refused.rule}: {self.refused.meaning}")
@@ -70,9 +77,25 @@ class ProgramReport:
             yield from map(cell, self.refused.excerpt.splitlines())
             return
         yield cell(f"{name} keeps all {self.rules} rules of its form")
+        if not placements:
+            count = sum(len(cls.values) for cls in self.classes)
+            if count:
+                yield cell(
+                    f"--placements shows where its {count} values are, and why; --layer and --only those of a part"
+                )
+            return
+        if self.classes:
+            yield from map(cell, _LEGEND)
         yield from map(_class_table, self.classes)
         if self.borders:
             yield _border_table(self.borders)
+
+
+_LEGEND = (
+    "value | gradient: R whole on every rank, P each has a term of the sum, S(d) each has a part of dimension d;",
+    "R' whole, of whose gradient each rank has a term; – without a gradient",
+    "in rules: ~ multiplies the operand, + adds it; a dimension k! is never cut, v^ where ranks exchange inside the op",
+)
 
 
 def check_program(program: Program, text: str, *, layer: str | None = None, only: str | None = None) -> ProgramReport:
@@ -103,21 +126,29 @@ def check_program(program: Program, text: str, *, layer: str | None = None, only
 
 
 def _refusal(error: VerifyError, text: str) -> Refusal:
-    faults = tuple(Fault(_line(text, problem), problem.text.strip(), problem.message) for problem in error.problems)
+    faults = tuple(_once(Fault(_line(text, one), one.text.strip(), one.message) for one in error.problems))
     known = {fault.line - 1 for fault in faults if fault.line is not None}
     return Refusal(error.rule, error.meaning, faults, excerpt(text.splitlines(), known))
 
 
+def _once(faults: Iterable[Fault]) -> Iterator[Fault]:
+    """Of lines in a loop only the first round that is wrong."""
+    for line, group in groupby(faults, key=lambda fault: fault.line):
+        first, *others = group
+        own = [fault for fault in others if line is None or fault.text == first.text]
+        more = " (and in more rounds of the loop)" if len(own) < len(others) else ""
+        yield from (replace(first, message=first.message + more), *own)
+
+
 def _line(text: str, problem: Problem) -> int | None:
-    """The line of a file that a problem is about, from 1; None where the file has no such line, since it is in a loop,
-    or several."""
+    """The line of a file that a problem is about, from 1; None where the file has no such line, or several."""
     wanted, section = _plain(problem.text), _plain(problem.section)
     found: list[int] = []
     inside = ""
     for number, line in enumerate(text.splitlines(), 1):
         if line and not line[0].isspace():
             inside = GRAPH if _plain(line) == SHARED_GRAPH else _plain(line)
-        if _plain(line) == wanted and inside == section:
+        if inside == section and is_round_of(_plain(line), wanted):
             found.append(number)
     return found[0] if len(found) == 1 else None
 

@@ -6,6 +6,7 @@ that `--help` is quick and never loads torch.
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -30,6 +31,10 @@ from galvatron.cli import (
 )
 from galvatron.cli.errors import ErrorReportingGroup
 from galvatron.cli.output import FileCommand
+from galvatron.errors import GalvatronError
+
+BUG = 70
+"""The exit status where the command line itself is at fault, as `EX_SOFTWARE` of BSD's `sysexits.h`."""
 
 app = typer.Typer(
     name="galvatron",
@@ -75,5 +80,9 @@ def _galvatron(
 
 def main() -> None:
     """Runs the command line; the exit status is 2 when the user's input is at fault, 1 when `check` finds a model that
-    cannot be captured, or a program that is wrong."""
-    app(prog_name="galvatron")
+    cannot be captured, or a program that is wrong, and `BUG` for an error of our own, which is no answer."""
+    try:
+        app(prog_name="galvatron")
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(2 if isinstance(error, (GalvatronError, OSError)) else BUG)

@@ -17,8 +17,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.limits import DEVICES, SAMPLES
 
 if TYPE_CHECKING:
-    from galvatron.checking.program import ProgramReport
-    from galvatron.checking.report import Report
+    from rich.console import Console
 
 PATIENCE_S = 2.0
 """Seconds after which it is shown what goes on."""
@@ -52,6 +51,12 @@ def command(
         str | None,
         typer.Option("--only", metavar="NAME", help="Of a program: only this value, operator or module of the model."),
     ] = None,
+    placements: Annotated[
+        bool,
+        typer.Option(
+            "--placements", help="Of a sharded program: where its values are, and why; as --layer and --only."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Tell what becomes of a model, or whether a program is right.
@@ -60,8 +65,8 @@ def command(
     The exit status is 0 if it can be captured, and 1 if it cannot or --run finds that it computes something else.
 
     Of a program file: whether it keeps every rule of its form, at which line it does not, and what would mend it; of a
-    sharded one where every value and gradient is on each mesh axis, and why that is legal. The exit status is 0 if the
-    program is right, and 1 if it is not.
+    sharded one, with --placements, where every value and gradient is on each mesh axis, and why that is legal. The exit
+    status is 0 if the program is right, and 1 if it is not.
 
     It is 2 if the question is wrong.
     """
@@ -71,8 +76,8 @@ def command(
         for option, value in asked.items():
             if value:
                 raise GalvatronError(f"{option} is for a model, and {target} is a program")
-        return _check_program(Path(target), layer, only, json)
-    for option, value in {"--layer": layer, "--only": only}.items():
+        return _check_program(Path(target), layer, only, placements, json)
+    for option, value in {"--layer": layer, "--only": only, "--placements": placements or None}.items():
         if value is not None:
             raise GalvatronError(f"{option} is for a program, and {target} is a model")
     model, example_inputs, loss_fn = call_factory(target)
@@ -94,7 +99,10 @@ def command(
             run=run,
             told=told,
         )
-    _print(report, json)
+    if json:
+        say(as_json(report.to_dict()))
+    else:
+        report.print(_console())
     if not report.captured or report.differs:
         raise typer.Exit(1)
 
@@ -104,7 +112,7 @@ def _names_program(target: str) -> bool:
     return target == "-" or Path(target).suffix == ".gir" or (Path(target).suffix != ".py" and Path(target).is_file())
 
 
-def _check_program(path: Path, layer: str | None, only: str | None, json: bool) -> None:
+def _check_program(path: Path, layer: str | None, only: str | None, placements: bool, json: bool) -> None:
     from galvatron.checking.program import check_program
 
     try:
@@ -114,19 +122,19 @@ def _check_program(path: Path, layer: str | None, only: str | None, json: bool) 
         if json:
             say(as_json({"error": error_json(error)}))
         raise
-    _print(report, json)
+    if json:
+        say(as_json(report.to_dict()))
+    else:
+        report.print(_console(), placements=placements or layer is not None or only is not None)
     if report.refused is not None:
         raise typer.Exit(1)
 
 
-def _print(report: Report | ProgramReport, json: bool) -> None:
-    if json:
-        say(as_json(report.to_dict()))
-        return
+def _console() -> Console:
     from galvatron.checking.report import TEXT_WIDTH
     from galvatron.printing import wide_console
 
-    report.print(wide_console(width=TEXT_WIDTH))
+    return wide_console(width=TEXT_WIDTH)
 
 
 @contextmanager

@@ -31,12 +31,26 @@ if TYPE_CHECKING:
 Names = list[str] | None
 
 
+def pass_names_from(incomplete: str) -> list[str]:
+    """The passes that a shell completes, also behind others and a comma."""
+    from galvatron.passes.registry import pass_names
+
+    before, comma, begun = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in pass_names() if name.startswith(begun)]
+
+
 def command(
     program_file: Annotated[
         Path | None, typer.Argument(metavar="PROGRAM.gir", help="A program in any form; - reads stdin.")
     ] = None,
     passes: Annotated[
-        str, typer.Option("--passes", metavar="TEXT", help="Such as 'prune,search{memory=36GiB,schedule=1f1b}'.")
+        str,
+        typer.Option(
+            "--passes",
+            metavar="TEXT",
+            autocompletion=pass_names_from,
+            help="Such as 'prune,search{memory=36GiB,schedule=1f1b}'.",
+        ),
     ] = "",
     output: Annotated[
         Path,
@@ -46,8 +60,14 @@ def command(
     list_pipeline: Annotated[
         bool, typer.Option("--list-pipeline", help="Print the passes that compile a program, from its form on.")
     ] = False,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="CLUSTER", help="The one of these, such as a100-80g:2x8.")
+    ] = None,
     stop_after: Annotated[
-        str | None, typer.Option("--stop-after", metavar="PASS", help="Leave out the passes behind one.")
+        str | None,
+        typer.Option(
+            "--stop-after", metavar="PASS", autocompletion=pass_names_from, help="Leave out the passes behind one."
+        ),
     ] = None,
     bisect_limit: Annotated[
         int | None, typer.Option("--bisect-limit", min=0, metavar="N", help="Run the first N passes only.")
@@ -57,10 +77,22 @@ def command(
         typer.Option("--limit-rewrites", metavar="PASS=N", help="Let a pass do its first N rewrites only; repeatable."),
     ] = None,
     print_before: Annotated[
-        Names, typer.Option("--print-before", metavar="PASS", help="Show the program before a pass; repeatable.")
+        Names,
+        typer.Option(
+            "--print-before",
+            metavar="PASS",
+            autocompletion=pass_names_from,
+            help="Show the program before a pass; repeatable.",
+        ),
     ] = None,
     print_after: Annotated[
-        Names, typer.Option("--print-after", metavar="PASS", help="Show the program after a pass; repeatable.")
+        Names,
+        typer.Option(
+            "--print-after",
+            metavar="PASS",
+            autocompletion=pass_names_from,
+            help="Show the program after a pass; repeatable.",
+        ),
     ] = None,
     print_after_all: Annotated[
         bool, typer.Option("--print-after-all", help="Show the program after every pass.")
@@ -104,13 +136,19 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Run passes on a program and print the result.
+    """Run passes on a program and print the result, also those of --diff and the like of a pass that is refused.
 
     The exit status is 0, or 2 where the program, an option or a pass is at fault.
     """
     from galvatron.passes import counting, instrument
     from galvatron.passes.printing import DumpTree, PrintPrograms, part
 
+    if cluster is not None and not list_pipeline:
+        raise GalvatronError(
+            "--cluster is for --list-pipeline; a pass has it as an option, annotate-costs{cluster=...}"
+        )
+    if not list_passes and str(json) == str(output) == "-":
+        raise GalvatronError("--json and the program both go to stdout: name a file for one, as with -o")
     if list_passes:
         return _list_passes(json)
     run = _Run(instrument.Timing(), instrument.VerifyEach(), counting.Counting(), instrument.Before("shard"))
@@ -121,25 +159,21 @@ def command(
         _check_names(pipeline, (*(print_before or ()), *(print_after or ())))
         program = None if program_file is None else read_program(program_file, verified=False)
         if list_pipeline:
-            return say(_pipeline_of(program))
+            return say(_pipeline_of(program, cluster))
         assert program is not None
-        # The first is outermost: a reproducer catches what the verifier finds, and the clock sees nothing but the pass.
+        # The first is outermost: a reproducer catches what the verifier finds, which has been shown when it is refused,
+        # and the clock sees nothing but the pass.
         instruments: list[Instrument] = []
         if reproducer is not None:
             instruments.append(instrument.Reproducer(reproducer, write_file))
-        if dump_tree is not None:
-            instruments.append(DumpTree(dump_tree, write_file))
         named = print_before or print_after or print_after_all
         changes = print_after_change or (diff and not named)
         if only and not (named or changes):
             raise PassError(
                 "--only says of what is shown which layer; show something, as with --diff or --print-after-all"
             )
-        part(program, only)  # there has to be such a layer at first
-        if named or changes:
-            before, after = print_before or (), print_after or ()
-            printing = PrintPrograms(before, after, print_after_all, changes, diff, only, locations)
-            instruments.append(printing)
+        before, after = print_before or (), print_after or ()
+        printing = PrintPrograms(before, after, print_after_all, changes, diff, only, locations)
         try:
             if verify:
                 run.verifier.verify(program)
@@ -148,10 +182,17 @@ def command(
                 from galvatron.debugging.passes import CompareEach
 
                 instruments.append(CompareEach())
+            if dump_tree is not None:
+                instruments.append(DumpTree(dump_tree, write_file))
+            if named or changes:
+                instruments.append(printing)
             result = pipeline.run(program, [*instruments, run.counting, run.clock, run.unsharded])
         finally:
             if timing:
                 run.clock.report(run.verifier.seconds)
+        if only and not printing.met:
+            part(program, only)  # which says what there is
+            part(result, only)
     _tell(run, result, stats=stats, remarks=remarks, json=json)
     from galvatron.ir.text import print_program
 
@@ -165,7 +206,7 @@ def _error_in(path: Path | None, run: _Run) -> Iterator[None]:
         yield
     except (GalvatronError, OSError) as error:
         if path is not None:
-            write_file(path, run.as_json(None, error))
+            write_or_print(path, run.as_json(None, error))
         raise
 
 
@@ -216,7 +257,7 @@ def _tell(run: _Run, result: Program, *, stats: bool, remarks: bool, json: Path 
     if remarks:
         print_remarks(run.counting.found)
     if json is not None:
-        write_file(json, run.as_json(result))
+        write_or_print(json, run.as_json(result))
 
 
 def _pipeline(text: str, stop_after: str | None, limit: int | None) -> Pipeline:
@@ -266,6 +307,10 @@ def _limited(pipeline: Pipeline, limits: Iterable[str]) -> Pipeline:
     return Pipeline(tuple(passes))
 
 
+UNNAMED = "PRESET:NODESxDEVICES"
+"""In the place of a cluster that was not named."""
+
+
 def _list_passes(json: Path | None) -> None:
     """Every pass: its name, the forms that it takes and leaves, what it does, and its options."""
     from galvatron.passes.base import options_of
@@ -286,7 +331,7 @@ def _list_passes(json: Path | None) -> None:
     for error in refused:
         say(f"left out: {error}", err=True)
     if json is not None:
-        write_file(json, as_json(rows) + "\n")
+        write_or_print(json, as_json(rows) + "\n")
         return
     for row in rows:
         say(f"{row['name']}  ({row['needs']} → {row['leaves'] or 'the same'})\n    {row['does']}")
@@ -294,14 +339,15 @@ def _list_passes(json: Path | None) -> None:
             say(f"    {option['name']}: {option['type']} = {option['default']}")
 
 
-def _pipeline_of(program: Program | None) -> Pipeline:
-    """The passes that compile a program, from its form on; of one without a cluster that has to be named."""
+def _pipeline_of(program: Program | None, cluster: str | None) -> Pipeline:
+    """The passes that compile a program on a cluster, from its form on; its own where none is named."""
     from galvatron.ir.program import Form
     from galvatron.passes import FRONT_END, LOWERING, PLANNING
     from galvatron.passes.pipeline import Pipeline
 
     form = Form.CAPTURED if program is None else program.form
-    cluster = None if program is None or program.cluster is None else program.cluster.name
+    if cluster is None:
+        cluster = program.cluster.name if program is not None and program.cluster is not None else UNNAMED
     options = {"annotate-costs": {"cluster": cluster}}
     whole = Pipeline.of((*FRONT_END, *PLANNING, *LOWERING), options).passes
     first = next((place for place, one in enumerate(whole) if one.leaves is not None and one.leaves > form), len(whole))

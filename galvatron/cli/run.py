@@ -53,16 +53,22 @@ def command(
 
 
 def _against(before: Program, after: Program, json: bool) -> None:
-    from galvatron.debugging.passes import pass_departure
+    from galvatron.debugging.passes import pass_departure, unlike_numbers
     from galvatron.ir.program import Form
 
     if before.form >= Form.SHARDED:
         raise GalvatronError(f"the program that it is compared with is {before.form}: name one before shard")
     found = pass_departure(before, after)
+    unlike = unlike_numbers(before, after) if found is None else []
     told = {"numbers": "same" if found is None else "departs", "text": "" if found is None else str(found)}
-    say(as_json(told) if json else told["text"] or told["numbers"])
+    told |= {"text": "\n".join([_UNLIKE, *unlike])} if unlike else {}
+    text = ": ".join(filter(None, told.values())) if found is None else told["text"]
+    say(as_json(told) if json else text)
     if found is not None:
         raise typer.Exit(1)
+
+
+_UNLIKE = "the numbers that were tried do not show that the programs differ here, so look whether that is meant"
 
 
 def _comparison(rows: list[dict[str, str]]) -> str:

@@ -172,13 +172,16 @@ def _choice(choice: AxisChoice) -> Table:
     return _table(title, ("", "op", "operands", "results", ">takes", ">layer then takes more"), rows)
 
 
+_CODE_COLUMNS = 48
+
+
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table; columns that begin with `>` are of numbers, and what does not fit in one that begins with `…` is cut."""
+    """A table; columns that begin with `>` are of numbers, those with `…` of lines of code, which are folded first."""
     table = Table(title=cell(title))
     for name in columns:
         justify = "right" if name.startswith(">") else "left"
         if name.startswith("…"):
-            table.add_column(name.removeprefix("…"), overflow="ellipsis", no_wrap=True)
+            table.add_column(name.removeprefix("…"), overflow="fold", max_width=_CODE_COLUMNS)
         else:
             table.add_column(name.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:

@@ -29,6 +29,9 @@ ROUNDING = Rounding(1e3, 1e-9)
 its last bit. Sums in another order differ by far less than the least, another computation by far more; but where scores
 are large, a softmax makes much of a last bit."""
 
+_SHOWN = 5
+"""Ops that a message shows of those that differ."""
+
 MOST_ELEMENTS = 1 << 26
 """Of all values of a graph together, at the size at which it is run: half a gigabyte."""
 
@@ -41,6 +44,7 @@ class Departure:
         what: `value` or `gradient`.
         name, before: the value in the second program, and in the first.
         ops: of the second program, those that are to blame: what computes the value, or what reads it.
+        unlike: where the first program has these very ops, those before or behind them in which the programs differ.
         difference: relative to the norm of the value.
         scale: of the random numbers at which it shows.
         within: the layer class, if it is one; empty for the whole program.
@@ -57,6 +61,7 @@ class Departure:
     within: str = ""
     mesh: Mesh = ()
     note: str = ""
+    unlike: tuple[Op, ...] = ()
 
     def __str__(self) -> str:
         """Where, and by how much, with the ops and their lines."""
@@ -65,6 +70,11 @@ class Departure:
         much = "is another" if math.isinf(self.difference) else f"is off by {self.difference:.2g} of its norm"
         note = self.note and f": {self.note}"
         lines = [f"{inside}the {self.what} {of} {much}{note} (random numbers of scale {self.scale:g})"]
+        if self.unlike:
+            shown = self.unlike[:_SHOWN]
+            more = f", of which {_SHOWN} are" if len(shown) < len(self.unlike) else ":"
+            lines.append(f"the ops that differ and that it depends on ({len(self.unlike)}){more}")
+            lines += [*(_blamed(op, self.mesh) for op in shown), "it shows at"]
         return "\n".join((*lines, *(_blamed(op, self.mesh) for op in self.ops)))
 
 
@@ -205,9 +215,11 @@ class _Comparison:
             results: see `departure`.
         """
         self._first, self._second = first, second
+        self._found = aligned(first, second)
         self._before, self._after, self._nearby = before, after, nearby
-        found = aligned(first, second)
-        self._due = [(value.name, value.name) for value in (*first.inputs, *first.state)]
+        found = self._found
+        given = (value.name for value in (*second.inputs, *second.state))
+        self._due = [(name, name) for name in given if name in before.values]
         self._due += results
         changed = {value.name for place in found.changed for value in first.ops[place].results}
         self._same = {name: there for name, there in found.values.items() if name not in changed}
@@ -226,11 +238,25 @@ class _Comparison:
             return None
         for name, before in self._pairs:
             if off := self._off(name, before):
-                return Departure("value", name, before, self._makers(name, before), off, 0.0)
+                makers = self._makers(name, before)
+                return Departure("value", name, before, makers, off, 0.0, unlike=self._unlike(makers, name, before))
         name, before = next(pair for pair in reversed(self._pairs) if self._gradient_off(*pair))
         readers = [op for op in self._second.ops if name in op.operands]
         readers += [op for op in self._first.ops if before in op.operands and self._is_gone(op)]
-        return Departure("gradient", name, before, tuple(readers), self._gradient_off(name, before), 0.0)
+        unlike = self._unlike(readers, name, before, behind=True)
+        return Departure("gradient", name, before, tuple(readers), self._gradient_off(name, before), 0.0, unlike=unlike)
+
+    def _unlike(self, blamed: Sequence[Op], name: str, before: str, *, behind: bool = False) -> tuple[Op, ...]:
+        """In what the programs differ before a value, or `behind` it: ops that one of them has alone or with other
+        arguments. None where such an op is blamed already."""
+        there = set(self._found.ops.values())
+        gone = [op for place, op in enumerate(self._first.ops) if place not in self._found.ops]
+        changed = {self._found.ops[place] for place in self._found.changed}
+        other = [op for place, op in enumerate(self._second.ops) if place in changed or place not in there]
+        if any(op in (*gone, *other) for op in blamed):
+            return ()
+        own = (_depending(graph, one, behind=behind) for graph, one in ((self._second, name), (self._first, before)))
+        return tuple(op for ops, near in zip((other, gone), own, strict=True) for op in ops if _names(op) & near)
 
     @property
     def unknown(self) -> set[tuple[str, str]]:
@@ -274,6 +300,20 @@ class _Comparison:
 def _off(wanted: Tensor, nearby: Tensor, found: Tensor, least: float = 0.0) -> float:
     off = Reference(wanted, nearby).beside(found, ROUNDING, least)
     return 0.0 if off.is_rounding else off.difference
+
+
+def _depending(graph: Graph, name: str, *, behind: bool) -> set[str]:
+    """The value itself, and those that it is computed from, or `behind` it those that are computed from it."""
+    found = {name}
+    for op in graph.ops if behind else reversed(graph.ops):
+        read, made = set(op.operands), _names(op)
+        if not found.isdisjoint(read if behind else made):
+            found |= made if behind else read | made
+    return found
+
+
+def _names(op: Op) -> set[str]:
+    return {value.name for value in op.results}
 
 
 def _makers(graph: Graph, name: str, known: set[str]) -> tuple[Op, ...]:

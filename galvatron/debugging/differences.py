@@ -10,8 +10,8 @@ from galvatron.debugging.rounding import Difference
 from galvatron.ir.json_values import finite
 from galvatron.printing import text_table
 
-SHOWN = 40
-"""Rows of a table: of more, those that are no rounding, and the largest others."""
+SHOWN = 40, 10
+"""Rows of a table, at most: of those that are no rounding, and of the others, of which the loss is always one."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,36 @@ class Comparison:
         """What differs by more than rounding."""
         return tuple(row for row in self.rows if not row.is_rounding)
 
+    @property
+    def _forward_is_captured(self) -> bool:
+        """Whether all that layers give was compared with the captured program, and none of it is off."""
+        outputs = [row for row in self.rows if row.what == "output"]
+        return bool(outputs) and all(row.is_rounding for row in outputs)
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         rows = [asdict(row) | {"is_rounding": row.is_rounding} for row in self.rows]
         return finite({"dtype": self.dtype, "rows": rows})
 
     def __str__(self) -> str:
-        rows = self.rows
-        if len(rows) > SHOWN:
-            chosen = sorted(rows, key=lambda row: (row.is_rounding, -row.difference / (row.rounding or 1.0)))[:SHOWN]
-            rows = tuple(row for row in rows if row in chosen)
+        largest = sorted(self.rows, key=lambda row: (row.what != "loss", -row.difference / (row.rounding or 1.0)))
+        chosen = [row for row in largest if not row.is_rounding][: SHOWN[0]]
+        chosen += [row for row in largest if row.is_rounding][: SHOWN[1]]
+        rows = [row for row in self.rows if row in chosen]
         lines = text_table(("", "", "layer", "differs by", "rounding", ""), map(_cells, rows))
         left = len(self.rows) - len(rows)
-        lines += [f"({left} more, rounding or smaller)"] if left else []
+        lines += [f"({left} more, which differ by less)"] if left else []
         if self.departures:
             count = f"{len(self.departures)} of {len(self.rows)} differ by more than rounding of {self.dtype}"
-            return "\n".join([*lines, f"{count}; the first is {self.departures[0]}"])
+            lines.append(f"{count}; the first is {self.departures[0]}")
+            return "\n".join([*lines, *([_FORWARD] if self._forward_is_captured else [])])
         return "\n".join([*lines, f"all {len(self.rows)} differ by rounding of {self.dtype}, or not at all"])
+
+
+_FORWARD = (
+    "what layers give is what the captured program computes: either the model is another one than was captured, which "
+    "`galvatron check --run` tells, or it is in the loss or in backward that the program is wrong"
+)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

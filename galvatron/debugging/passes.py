@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,14 +10,16 @@ from galvatron.debugging.classes import class_departure, conversion_departure
 from galvatron.debugging.comparison import Departure, Failure, departure
 from galvatron.debugging.wiring import Rewired, paired_results, rewired, wiring_departures
 from galvatron.errors import GalvatronError, VerifyError
+from galvatron.ir.alignment import aligned
 from galvatron.ir.gradients import gradients
+from galvatron.ir.graph import Graph, Op
 from galvatron.ir.inlined import inlined
+from galvatron.ir.layout import Mesh
 from galvatron.ir.program import Form, LayerKind, Program
+from galvatron.ir.text.graph_lines import op_text
 from galvatron.ir.verify import verify
 from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Pipeline, Step, run_step
-
-_LOG = logging.getLogger("galvatron")
 
 
 def pass_departure(before: Program, after: Program) -> Departure | Failure | Rewired | None:
@@ -52,6 +54,36 @@ def _flat_departure(before: Program, after: Program) -> Departure | Failure | Re
         pairs.append((now, then))
     sizes = after.batch_sizes & before.batch_sizes
     return departure(inlined(before), inlined(after), sizes, before.trainable, pairs)
+
+
+def unlike_numbers(before: Program, after: Program) -> list[str]:
+    """Ops of two programs that compute the same by the numbers that were tried, which yet have other floating numbers
+    or truth values among their arguments, such as an epsilon: each as it was (`-`) and as it is (`+`)."""
+    if after.form < Form.SHARDED:
+        pairs = [("", inlined(before), inlined(after), ())]
+    else:
+        classes = (cls for cls in after.classes if cls.base in before.class_of)
+        pairs = [(cls.name, before.class_of[cls.base].graph, cls.graph, cls.mesh) for cls in classes]
+    lines: list[str] = []
+    for within, first, second, mesh in pairs:
+        found = unlike_ops(first, second, mesh)
+        lines += [f"in class @{within}", *found] if found and within else found
+    return lines
+
+
+def unlike_ops(first: Graph, second: Graph, mesh: Mesh) -> list[str]:
+    """The same of two graphs, of which the second is on a mesh."""
+    lines: list[str] = []
+    for place, there in aligned(first, second).ops.items():
+        one, other = first.ops[place], second.ops[there]
+        if one.target == other.target and _numbers(one) != _numbers(other):
+            lines += [f"- {op_text(one)}", f"+ {op_text(other, mesh)}"]
+    return lines
+
+
+def _numbers(op: Op) -> list[tuple[str, float]]:
+    given = {**op.arguments, **dict(op.kwargs)}
+    return [(name, value) for name, value in given.items() if isinstance(value, (float, bool))]
 
 
 def _check_models(before: Program, after: Program) -> None:
@@ -95,7 +127,8 @@ class Outcome:
 
     Attributes:
         index, pass_: its place in the pipeline, and its text.
-        kind: `same`, `departs`, `unknown` where the program could not be run, or the type of the error that it raised.
+        kind: `unchanged` where the pass gave what it got, `same`, `departs`, `unknown` where the program could not be
+            run, or the type of the error that it raised.
         text: more about it.
         before, after: the program that it got, and what it gave (None when it raised).
     """
@@ -110,7 +143,7 @@ class Outcome:
     @property
     def failed(self) -> bool:
         """Whether something is wrong."""
-        return self.kind not in ("same", "unknown")
+        return self.kind not in ("unchanged", "same", "unknown")
 
     def is_like(self, other: Outcome | None) -> bool:
         """Whether another pass of the same name failed in the same way."""
@@ -139,7 +172,7 @@ def outcomes(program: Program, pipeline: Pipeline) -> Iterator[Outcome]:
 
 def _compared(before: Program, after: Program) -> tuple[str, str]:
     if after == before:
-        return "same", ""
+        return "unchanged", ""
     try:
         found = pass_departure(before, after)
     except GalvatronError as error:
@@ -152,15 +185,17 @@ def failure(program: Program, pipeline: Pipeline) -> Outcome | None:
     return next((one for one in outcomes(program, pipeline) if one.failed), None)
 
 
+_TOLD = {"unchanged": "unchanged", "same": "computes the same", "unknown": "not compared: "}
+
+
 @dataclass(frozen=True)
 class CompareEach:
-    """Instrument: runs the program before and after each pass, and stops where they depart."""
+    """Instrument: runs the program before and after each pass, says how it went, and stops where they depart."""
 
     def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
         result = proceed()
         kind, text = _compared(step.program, result.program)
         if kind == "departs":
             raise VerifyError(f"pass {str(step.pass_)!r} changes what is computed: {text}")
-        if kind == "unknown":
-            _LOG.warning("the numbers before and after %s are not compared: %s", step.pass_, text)
+        print(f"// {step.pass_}: {_TOLD[kind]}{text}", file=sys.stderr)
         return result

@@ -129,9 +129,11 @@ def combine(
         whole = terms.setdefault(key, torch.zeros(shape, dtype=parts[rank].dtype))
         seen = filled.setdefault(key, torch.zeros(shape, dtype=torch.bool))
         lines = [kept(length, dim, layout, mesh, rank, batch) for dim, length in enumerate(shape)]
-        part = _without_filler(parts[rank], shape, lines, layout, mesh, zeros)
-        if tuple(part.shape) != tuple(map(len, lines)):
-            raise GalvatronError(f"rank {rank} has a part of shape {tuple(part.shape)}, not {tuple(map(len, lines))}")
+        part, own = parts[rank], tuple(map(len, lines))
+        if len(part.shape) == len(own) and all(map(int.__ge__, part.shape, own)):
+            part = _without_filler(part, shape, lines, layout, mesh, zeros)
+        if tuple(part.shape) != own:
+            raise GalvatronError(f"rank {rank} has a part of shape {tuple(part.shape)}, not {own}")
         place = tuple(line.reshape([-1 if i == d else 1 for i in range(len(shape))]) for d, line in enumerate(lines))
         alike = torch.allclose(part, whole[place], rtol=1e-7, atol=1e-9, equal_nan=True)
         if bool(seen[place].all()) and not alike:

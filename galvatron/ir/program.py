@@ -15,7 +15,7 @@ import enum
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -260,6 +260,10 @@ class Stage:
     state: tuple[StateLayout, ...] = ()
 
 
+shown_as: Callable[[Program], str] = repr
+"""What a program is shown as; `galvatron.ir.text`, which is made of programs, puts its text here."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A training computation; which fields are set depends on `form` (`PARTS`).
@@ -360,6 +364,10 @@ class Program:
         """The sizes of inputs, besides the number of samples, that may be others in every step, in order."""
         dims = (dim for value in self.inputs for dim in value.type.shape if isinstance(dim, sympy.Expr))
         return tuple(dict.fromkeys(s for dim in dims for s in dim.free_symbols if isinstance(s, Length)))
+
+    def __str__(self) -> str:
+        """The text of the program."""
+        return shown_as(self)
 
     @cached_property
     def state_of(self) -> dict[str, State]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
 
-from galvatron.errors import GalvatronError, PassError, VerifyError
+from galvatron.errors import GalvatronError, PassError, VerifyError, raised_at
 from galvatron.ir.files import write_text
 from galvatron.ir.program import Program
 from galvatron.passes.base import PassResult
@@ -113,7 +113,8 @@ class Reproducer:
             error.args = (f"{error}\n{self._write(step)}",)
             raise
         except Exception as error:
-            what = f"pass {step.pass_.name!r} failed: {type(error).__name__}: {error}"
+            where, _ = raised_at(error)
+            what = f"pass {step.pass_.name!r} failed: {type(error).__name__}: {error}, at {where}"
             raise PassError(f"{what}\n{self._write(step)}") from error
 
     def _write(self, step: Step) -> str:

@@ -17,7 +17,7 @@ from galvatron.passes.pipeline import Step
 from galvatron.printing import printable
 
 
-@dataclass(frozen=True)
+@dataclass
 class PrintPrograms:
     """Instrument: prints programs to stderr.
 
@@ -28,6 +28,7 @@ class PrintPrograms:
         differences: whether it prints in what a pass changed the program, instead of all of it.
         only: the one layer that is printed; empty for all.
         locations: whether each op has the line of the model beside it.
+        met: whether any program that was printed has the layer.
     """
 
     before: Collection[str] = ()
@@ -37,6 +38,7 @@ class PrintPrograms:
     differences: bool = False
     only: str = ""
     locations: bool = False
+    met: bool = False
 
     def __call__(self, step: Step, proceed: Callable[[], PassResult]) -> PassResult:
         name = step.pass_.name
@@ -52,15 +54,20 @@ class PrintPrograms:
 
     def _differences(self, first: Program, second: Program) -> str:
         try:
-            return "\n".join(differences(part(first, self.only), part(second, self.only)))
+            return "\n".join(differences(self._part(first), self._part(second)))
         except PassError as error:
             return f"// {error}"
 
+    def _part(self, program: Program) -> Program:
+        found = part(program, self.only)
+        self.met = True
+        return found
+
     def _text(self, program: Program) -> str:
-        from galvatron.ir.text import print_program
+        from galvatron.ir.text.printer import program_text
 
         try:
-            return print_program(part(program, self.only), locations=self.locations)
+            return program_text(self._part(program), locations=self.locations)
         except PassError as error:  # it may have been there before
             return f"// {error}\n"
 
@@ -86,9 +93,9 @@ class DumpTree:
         return result
 
     def _write(self, name: str, program: Program) -> None:
-        from galvatron.ir.text import print_program
+        from galvatron.ir.text.printer import program_text
 
-        self._write_text(name, print_program(program).rstrip("\n"))
+        self._write_text(name, program_text(program).rstrip("\n"))
 
     def _write_text(self, name: str, text: str) -> None:
         path = Path(self.folder) / name

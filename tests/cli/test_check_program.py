@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
 from tests.cli.test_cli import run
@@ -19,7 +21,9 @@ def written(program: Program, folder: Path) -> Path:
 
 
 def test_a_right_program_is_told_with_reasons(tmp_path: Path) -> None:
-    out, _ = run("check", written(staged(5), tmp_path))
+    path = written(staged(5), tmp_path)
+    assert run("check", path)[0].count("\n") == 2
+    out, _ = run("check", path, "--placements")
     assert "Net (staged) keeps all" in out
     assert "block_0 … block_4 (5)" in out and out.count("@block.dp2_tp2, of") == 1
     text = " ".join(out.replace("│", " ").split())
@@ -90,5 +94,44 @@ def test_questions_that_are_wrong(tmp_path: Path) -> None:
         assert "name a sharded program" in run("check", written(clustered(), tmp_path), *option, code=2)[1]
     path = written(staged(), tmp_path)
     assert "--layer is for a program" in run("check", "m.py:f", "--layer", "x", code=2)[1]
-    path.write_text(path.read_text().replace("stage 0 {", "stage 0 ("))
+    path.write_text(print_program(staged()).replace("aten.silu.default", "aten.silu"))
+    assert "did you mean 'aten.silu.default'?" in run("check", path, code=2)[1]
+    path.write_text(print_program(staged()).replace("stage 0 {", "stage 0 ("))
     assert "line " in run("check", path, code=2)[1]
+
+
+EDITS = {
+    "state that has not the size of its part": (
+        "state %up.weight   : f32[8, 8] ",
+        "state %up.weight   : f32[16, 8] ",
+        "f32[16, 8] as (dp=2@2: R', tp=2@1: S(0)) is f32[8, 8], not f32[16, 8]",
+    ),
+    "what stands in a loop": (
+        "keep blocks.{i}.down.bias   : (dp=2@2, tp=2@1) (dp:R', tp:R)",
+        "keep blocks.{i}.down.bias   : (dp=2@2, tp=2@1) (dp:R, tp:R)",
+        "is kept as (dp=2@2: R, tp=2@1: R), but block_0 reads it as",
+    ),
+    "axes with each other's strides": (
+        "keep embed.weight             : (dp=2@2, tp=2@1)",
+        "keep embed.weight             : (dp=2@1, tp=2@2)",
+        "axes stand outermost first, so that before tp=2@2 there is one with a stride of at least 4",
+    ),
+    "what may follow": (
+        "%silu = aten.silu.default(%up)                             : f32[b, 6, 8] (dp:S(0), tp:S(2))",
+        "%silu = aten.silu.default(%up)                             : f32[b, 6, 8] (dp:S(0), tp:P)",
+        "(this may follow from what is wrong with %silu)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_what_is_wrong_is_told_at_the_line_that_is(name: str, tmp_path: Path) -> None:
+    path, (old, new, told) = written(staged(), tmp_path), EDITS[name]
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    refused = json.loads(run("check", path, "--json", code=1)[0])["refused"]
+    assert told in " ".join(fault["message"] for fault in refused["faults"])
+    number = text[: text.index(old)].count("\n") + 1
+    assert refused["faults"][0]["line"] == number and f">>> {number:>4} | " in refused["excerpt"]
+    assert len({fault["line"] for fault in refused["faults"]}) == len(refused["faults"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import galvatron
+from galvatron.cli.opt import pass_names_from
 from galvatron.ir.text import print_program
 from galvatron.passes import FRONT_END, PASSES
 from tests.cli.test_cli import run
@@ -33,15 +34,15 @@ def test_passes_are_listed_with_options_and_forms(tmp_path: Path) -> None:
 
 
 def test_the_listed_pipeline_compiles_a_program(captured_file: Path, tmp_path: Path) -> None:
-    pipeline = run("opt", "--list-pipeline", captured_file)[0].strip()
+    assert "annotate-costs{cluster=PRESET:NODESxDEVICES}," in run("opt", "--list-pipeline", captured_file)[0]
+    pipeline = run("opt", "--list-pipeline", captured_file, "--cluster", "a100-80g:1x2")[0].strip()
     assert pipeline.startswith(PASSES_TO_LAYERS) and pipeline.endswith("shard,redistribute,split-stages")
     costed = tmp_path / "costed.gir"
     cluster = "annotate-costs{cluster=a100-80g:1x2}"
     run("opt", captured_file, "--passes", f"{PASSES_TO_LAYERS},{cluster}", "-o", costed)
     rest = run("opt", "--list-pipeline", costed)[0].strip()
     staged, _ = run("opt", costed, "--passes", rest)
-    whole = pipeline.replace("annotate-costs", cluster)
-    assert run("opt", captured_file, "--passes", whole)[0] == staged
+    assert run("opt", captured_file, "--passes", pipeline)[0] == staged
     assert run("opt", "--list-pipeline", "-", code=2)[1]
 
 
@@ -57,6 +58,8 @@ def test_programs_and_differences_are_shown_on_stderr(captured_file: Path) -> No
     assert "show something" in err
     _, err = run("opt", captured_file, "--passes", PASSES_TO_LAYERS, "--diff", "--only", "blocks.1.up")
     assert "// there is no layer 'blocks.1.up'" in err
+    out, err = run("opt", captured_file, "--passes", PASSES_TO_LAYERS, "--print-after-all", "--only", "embedding")
+    assert out and "// there is no layer" not in err.partition("// after cluster-layers")[2]
     _, err = run("opt", captured_file, "--passes", "normalize", "--print-after-all", "--only", "blocks.9", code=2)
     assert "no op is of a module 'blocks.9'; did you mean 'blocks.2'" in err
 
@@ -106,3 +109,14 @@ def test_the_output_is_no_input(captured_file: Path) -> None:
     assert "would be overwritten" in err
     assert "name a program" in run("opt", "--passes", "fuse", code=2)[1]
     assert run("--version")[0].startswith("galvatron ")
+
+
+def test_json_goes_to_stdout_for_a_dash(captured_file: Path, tmp_path: Path) -> None:
+    arguments = "opt", captured_file, "--passes", "normalize", "--json", "-"
+    assert json.loads(run(*arguments, "-o", tmp_path / "out.gir")[0])["error"] is None
+    assert "both go to stdout" in run(*arguments, code=2)[1]
+    assert "--cluster is for --list-pipeline" in run(*arguments, "--cluster", "a100-80g:1x2", code=2)[1]
+
+
+def test_a_shell_completes_passes() -> None:
+    assert pass_names_from("normalize,cl") == ["normalize,cluster-layers"] and "fuse" in pass_names_from("")

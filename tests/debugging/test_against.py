@@ -7,11 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from galvatron.debugging.passes import pass_departure
+from galvatron.debugging.comparison import departure
+from galvatron.debugging.passes import pass_departure, unlike_ops
+from galvatron.debugging.simulation import combine, mesh_of
 from galvatron.errors import GalvatronError
+from galvatron.ir.layout import Shard
 from galvatron.ir.program import Layer, Program
-from galvatron.ir.text import print_program
+from galvatron.ir.text import parse_graph, print_program
+from galvatron.ir.types import BatchSizes
 from tests.cli.test_cli import run
 from tests.debugging.silent import with_ops
 from tests.ir.programs import captured, planned, sharded, staged
@@ -104,3 +109,38 @@ def test_passes_are_no_question_beside_another_program(tmp_path: Path) -> None:
     path.write_text(print_program(planned()))
     for option in (("--compare",), ("--passes", "fuse")):
         assert "leave one out" in run("run", path, "--against", path, *option, code=2)[1]
+
+
+CANCELS = """
+graph {{
+  input %x : f32[B, 4]
+  %scaled = aten.mul.Tensor(%x, {factor}) : f32[B, 4]
+  %less = aten.neg.default(%scaled) : f32[B, 4]
+  %rest = aten.add.Tensor(%less, %x) : f32[B, 4]
+  %loss = aten.sum.default(%rest) : f32[]
+  return %loss
+}}
+"""
+
+
+def test_what_differs_in_the_programs_is_named_before_what_shows_it() -> None:
+    """The factors differ by rounding, what is left of them after a subtraction does not."""
+    graphs = [parse_graph(CANCELS.format(factor=factor)) for factor in (1.00000000001, 1.00000000002)]
+    found = departure(*graphs, BatchSizes(), ())
+    assert found is not None and found.name == "rest" and [op.name for op in found.unlike] == ["mul"]
+    assert str(found).index("%scaled = ") < str(found).index("it shows at") < str(found).index("%rest = ")
+    assert not replace(found, unlike=()).unlike and "it shows at" not in str(replace(found, unlike=()))
+
+
+def test_numbers_that_do_not_show_are_told() -> None:
+    graphs = [parse_graph(CANCELS.format(factor=factor)) for factor in (1.00000000001, 1.00000000002)]
+    told = unlike_ops(*graphs, ())
+    assert [line.partition(" = ")[0] for line in told] == ["- %scaled", "+ %scaled"]
+    assert unlike_ops(graphs[0], graphs[0], ()) == []
+
+
+def test_a_part_of_another_shape_is_one() -> None:
+    parts = [torch.zeros(2, 2, 4)] * 2
+    for shape in ((2, 2, 8), (2, 2, 4, 1)):
+        with pytest.raises(GalvatronError, match="rank 0 has a part of shape"):
+            combine(parts, (Shard(1),), mesh_of(2), shape)

@@ -125,6 +125,9 @@ def test_the_command_line_finds_it(program: Program, wrong_rule: str, tmp_path: 
     path.write_text(print_program(program))
     out, _ = run("run", path, "--compare", code=1)
     assert "normalize: same\nfuse: departs: the value of " in out and "h * torch.sigmoid(h)" in out
+    _, err = run("opt", path, "--passes", "normalize,fuse", "--diff", "--check", code=2)
+    assert "// normalize: computes the same\n" in err, "what is refused is shown before"
+    assert -1 < err.find("+ %gelu = ") < err.index("'fuse' changes what is computed")
     out, _ = run("bisect", path, code=1)
     assert "pass 2, fuse: departs" in out and "rewritten by 'silu'" in out and "- %sigmoid" in out
     told = json.loads(run("bisect", path, "--json", code=1)[0])

@@ -231,7 +231,7 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_op(clustered(), "block", "up", result_value={"type": TensorType("f32", (BATCH, 6, 8))}),
             "gives [B, 6, 16]", "%up ",
         ),
-        (with_value(clustered(), "block", "up.weight", type=TensorType("f32", (16, 7))), "cannot contract", "%up "),
+        (with_value(clustered(), "block", "x", type=TensorType("f32", (BATCH, 6, 7))), "cannot contract", "%up "),
         (with_op(clustered(), "head", "rows", args=(Ref("logits"), (BATCH, 12))), "do not fill [B, 12]", "%rows"),
         (with_value(clustered(), "block", "m", type=TensorType("bool", (BATCH, 5, 1))), "do not broadcast", "%mul"),
         (

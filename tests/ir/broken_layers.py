@@ -109,12 +109,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (with_layer(clustered(), "head", state=("embd.weight",)), "did you mean 'embed.weight'", "head"),
         (
             with_state(clustered(), "embed.weight", type=TensorType("f32", (12, 9))),
-            "embed.weight is f32[12, 9]", "embedding",
+            "embed.weight is f32[12, 9]", "state %embed.weight",
         ),
-        (replace(clustered(), precision="f16"), "embed.weight is f16[12, 8], but %embed.weight", "embedding"),
+        (replace(clustered(), precision="f16"), "embed.weight is f16[12, 8], but %embed.weight", "state %embed.weight"),
         (
             with_value(rounded(clustered()), "block", "up.weight", type=TensorType("f32", (16, 8))),
-            "blocks.0.up.weight is bf16[16, 8], but %up.weight of @block is f32[16, 8]", "block_0",
+            "blocks.0.up.weight is bf16[16, 8], but %up.weight of @block is f32[16, 8]", "state %up.weight",
         ),
     ],
     "operand-types": [

@@ -152,11 +152,11 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "state-shards": [
         (
             with_value(sharded(), f"block{SUFFIX}", "down.bias", layout=(Shard(0), REPLICATE)),
-            "f32[8] as (dp=2@2: S(0), tp=2@1: R) is f32[4], not f32[8]", "block_0",
+            "f32[8] as (dp=2@2: S(0), tp=2@1: R) is f32[4], not f32[8]", "state %down.bias",
         ),
         (
             with_value(sharded(), f"embedding{SUFFIX}", "embed.weight", layout=(PARTIAL, REPLICATE)),
-            "state is never a partial sum", "embedding",
+            "state is never a partial sum", "state %embed.weight",
         ),
         (
             with_state(rounded(sharded()), "blocks.0.down.bias", trainable=False),

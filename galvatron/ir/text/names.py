@@ -56,6 +56,20 @@ def template(step: int, offset: int) -> str:
     return "{" + (str(step) if step != 1 else "") + "i" + (f"{offset:+}" if offset else "") + "}"
 
 
+def is_round_of(line: str, written: str) -> bool:
+    """Whether a line of text is another one, or what that is in a round of the loop around it."""
+    if "{" not in line:
+        return line == written
+    numbers = [(int(match[1] or 1), int(match[2] or 0)) for match in _TEMPLATE.finditer(line)]
+    found = re.fullmatch("([0-9]+)".join(map(re.escape, _TEMPLATE.sub("\x00", line).split("\x00"))), written)
+    if found is None or not all(step for step, _ in numbers):
+        return False
+    rounds = {
+        divmod(int(number) - offset, step) for number, (step, offset) in zip(found.groups(), numbers, strict=True)
+    }
+    return len(rounds) < 2 and all(rest == 0 for _, rest in rounds)
+
+
 def counted(name: str, first: int) -> Callable[[int], str]:
     """What fills the templates of a name with a loop counter that begins with `first` and grows.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost, at_batch
 from galvatron.ir.functions import functions_of
@@ -65,6 +66,14 @@ def print_program(program: Program, *, comments: bool = True, locations: bool = 
         GalvatronError: an expression or constant that has no text form.
     """
     return joined(program_lines(program, Writer(comments, locations=locations)))
+
+
+def program_text(program: Program, *, locations: bool = False) -> str:
+    """The text of a program that need not be valid, as far as it has one."""
+    try:
+        return print_program(program, locations=locations)
+    except GalvatronError:
+        return joined(lenient_program_lines(program))
 
 
 def print_graph(graph: Graph, *, comments: bool = True) -> str:

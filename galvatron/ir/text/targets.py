@@ -32,7 +32,8 @@ def unknown_target(target: str) -> str:
             "use indices, unfold, or, instead of fill_diagonal_, a masked_fill with torch.eye"
         )
     if called.namespace == "aten":
-        near = get_close_matches(called.short, operators(), n=1)
+        overloads = sorted(name for name in operators() if name.partition(".")[0] == called.name)
+        near = get_close_matches(called.short, overloads or operators(), n=1, cutoff=0.0 if overloads else 0.6)
         told = f"; did you mean 'aten.{near[0]}'?" if near else ""
         return f"unknown op {target!r}: it is none of those without side effects that a program may contain{told}"
     if is_foreign(target) and called.overload:

@@ -267,14 +267,22 @@ def mesh_axes(scope: Scope) -> Iterator[Violation]:
     for outer, inner in zip(mesh, mesh[1:], strict=False):
         if outer.parent == inner.parent and outer.stride != inner.size * inner.stride:
             yield ("class", scope.owner), f"{outer} and {inner} are no nested parts of one axis"
-    if not are_axes(mesh):
-        yield ("class", scope.owner), f"{', '.join(map(str, mesh))} are no axes of one group of devices"
+    if problem := axes_problem(mesh):
+        yield ("class", scope.owner), f"{', '.join(map(str, mesh))} are no axes of one group of devices: {problem}"
 
 
-def are_axes(mesh: Mesh) -> bool:
-    """Whether the axes nest in one another, outermost first, and have at least two devices each."""
-    nested = all(outer.stride >= inner.stride * inner.size for outer, inner in zip(mesh, mesh[1:], strict=False))
-    return nested and all(axis.stride >= 1 and axis.size >= 2 for axis in mesh)
+def axes_problem(mesh: Mesh) -> str:
+    """Why axes do not nest in one another, outermost first, with at least two devices each; empty if they do."""
+    for axis in mesh:
+        if axis.stride < 1 or axis.size < 2:
+            return f"{axis} is not of two devices at least, with a stride of at least 1"
+    for outer, inner in zip(mesh, mesh[1:], strict=False):
+        if outer.stride < inner.stride * inner.size:
+            return (
+                f"axes stand outermost first, so that before {inner} there is one with a stride of at least "
+                f"{inner.stride * inner.size}"
+            )
+    return ""
 
 
 def layouts_present(scope: Scope) -> Iterator[Violation]:

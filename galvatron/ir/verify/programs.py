@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import sympy
 
@@ -14,9 +14,9 @@ from galvatron.ir.cost import at_batch
 from galvatron.ir.graph import Value
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.planned import tied_layers
-from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerKind, Number, Program
+from galvatron.ir.program import MASTER, PARTS, PRECISIONS, Form, Layer, LayerClass, LayerKind, Number, Program
 from galvatron.ir.random import is_random
-from galvatron.ir.types import BATCH, DTYPE_BYTES, NUMBER_KINDS, Length, has_samples, lengths_in
+from galvatron.ir.types import BATCH, DTYPE_BYTES, NUMBER_KINDS, Length, TensorType, has_samples, lengths_in
 from galvatron.ir.update_rule import UpdateRule
 from galvatron.ir.verify.graphs import Violation, size_problem
 
@@ -234,12 +234,36 @@ def operand_types(program: Program) -> Iterator[Violation]:
 def state_is_bound(program: Program) -> Iterator[Violation]:
     """A layer binds state that the program has, under its first name; before sharding with the type of the class."""
     for layer, locus in layers_with_loci(program):
-        for name, formal in zip(layer.state, program.class_of[layer.cls].graph.state, strict=True):
-            state = program.state_of.get(name)
-            if state is None:
+        for name in layer.state:
+            if name not in program.state_of:
                 yield locus, f"{layer.name} binds unknown state {name!r}; {did_you_mean(name, program.state_of)}"
-            elif program.form < Form.SHARDED and (type_ := state.compute_type(program.precision)) != formal.type:
-                yield locus, f"{name} is {type_}, but %{formal.name} of @{layer.cls} is {formal.type}"
+    if program.form < Form.SHARDED and all(s in program.state_of for layer in program.all_layers for s in layer.state):
+        yield from state_problems(program, _bound_problem)
+
+
+def _bound_problem(type_: TensorType, formal: Value, cls: LayerClass) -> str:
+    return "" if type_ == formal.type else f"is {type_}, but %{formal.name} of @{cls.name} is {formal.type}"
+
+
+def state_problems(program: Program, problem_of: Callable[[TensorType, Value, LayerClass], str]) -> Iterator[Violation]:
+    """What is wrong with state that layers bind: at the layer's line or, where no layer is right, at that of the class.
+
+    Args:
+        problem_of: given the type in which state is read, what a class has it as, and that class, how a message goes on
+            that begins with the name of the state; empty if nothing is wrong.
+    """
+    right: set[tuple[str, str]] = set()
+    wrong: list[tuple[tuple[str, str], Violation]] = []
+    for layer, locus in layers_with_loci(program):
+        cls = program.class_of[layer.cls]
+        for name, formal in zip(layer.state, cls.graph.state, strict=True):
+            place = cls.name, formal.name
+            if problem := problem_of(program.state_of[name].compute_type(program.precision), formal, cls):
+                wrong.append((place, (locus, f"{name} {problem}")))
+            else:
+                right.add(place)
+    yield from ((("state", *place), told) for place, (_, told) in dict(reversed(wrong)).items() if place not in right)
+    yield from (violation for place, violation in wrong if place in right)
 
 
 def output_is_loss(program: Program) -> Iterator[Violation]:

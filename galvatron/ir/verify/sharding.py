@@ -32,11 +32,11 @@ from galvatron.ir.program import Form, LayerClass, LayerKind, Program, StateLayo
 from galvatron.ir.strategy import SAMPLE_ROLES
 from galvatron.ir.ties import kept_whole, zero_levels
 from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType, has_samples
-from galvatron.ir.verify.graphs import Violation, are_axes, layout_problem
+from galvatron.ir.verify.graphs import Violation, axes_problem, layout_problem
 from galvatron.ir.verify.mending import border_mended
 from galvatron.ir.verify.placed import Placed
 from galvatron.ir.verify.placements import placement_problem, whole_problem
-from galvatron.ir.verify.programs import layers_with_loci
+from galvatron.ir.verify.programs import layers_with_loci, state_problems
 from galvatron.ir.whole import SeenWhole, in_samples, layers_seen_whole, whole_type
 from galvatron.ir.zero import LEVELS, summed_axes
 
@@ -100,12 +100,12 @@ def strategies_as_planned(program: Program) -> Iterator[Violation]:
 
 def state_shards(program: Program) -> Iterator[Violation]:
     """State divides evenly over its axes, and the class sees exactly the local part."""
-    for layer, locus in layers_with_loci(program):
-        cls = program.class_of[layer.cls]
-        for name, formal in zip(layer.state, cls.graph.state, strict=True):
-            problem = _state_problem(program.state_of[name].compute_type(program.precision), formal, cls)
-            if problem:
-                yield locus, f"{name} as %{formal.name} of @{cls.name}: {problem}"
+    return state_problems(program, _shard_problem)
+
+
+def _shard_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
+    problem = _state_problem(type, formal, cls)
+    return problem and f"as %{formal.name} of @{cls.name}: {problem}"
 
 
 def _state_problem(type: TensorType, formal: Value, cls: LayerClass) -> str:
@@ -146,13 +146,19 @@ def _placement_problems(
 ) -> Iterator[Violation]:
     """The violations of one class; `whole` has the whole sizes of padded dimensions by value."""
     placed = placed_values(cls, differentiable, whole)
+    doubtful: dict[str, str] = {}
     for index, op in enumerate(cls.graph.ops):
+        first = next((doubtful[name] for name in op.operands if name in doubtful), "")
         if op.namespace != "comm":
             operands = tuple(placed[name] for name in op.operands)
             results = tuple(placed[value.name] for value in op.results)
             problem = placement_problem(op, operands, results, cls.mesh)
             if problem or (problem := whole_problem(op, operands, results)):
-                yield ("op", cls.name, index), f"{op.target}: {problem}"
+                told = f"{op.target}: {problem}"
+                told += f" (this may follow from what is wrong with %{first})" if first else ""
+                yield ("op", cls.name, index), told
+                first = first or op.results[0].name
+        doubtful |= dict.fromkeys((value.name for value in op.results), first) if first else {}
 
 
 def placed_values(
@@ -426,8 +432,10 @@ def _kept_problem(program: Program, kept: StateLayout) -> str:
     if any(axis.size < 2 or axis.stride < 1 for axis in kept.mesh):
         return "its mesh has an axis of fewer than two devices"
     devices = program.required_plan.devices_per_stage
-    if not are_axes(kept.mesh) or any(devices % (axis.stride * axis.size) for axis in kept.mesh):
-        return f"{', '.join(map(str, kept.mesh))} are no axes of the {devices} devices of a stage"
+    problem = axes_problem(kept.mesh)
+    if problem or any(devices % (axis.stride * axis.size) for axis in kept.mesh):
+        told = f"{', '.join(map(str, kept.mesh))} are no axes of the {devices} devices of a stage"
+        return f"{told}: {problem}" if problem else told
     if kept.zero not in range(len(LEVELS)):
         return f"there is no ZeRO level {kept.zero}"
     if kept.zero and not summed_axes(kept.layout, kept.mesh):
