@@ -359,16 +359,19 @@ def estimate(
     """Predicted step time and memory of a plan: the objective that `search` minimises, evaluated for one plan.
 
     Args:
-        program, cluster, global_batch_size, inductor, optimizer: see `search`.
+        program, cluster, inductor, optimizer: see `search`.
         plan: see `compile`.
+        global_batch_size: samples per step; None is what the plan says, or the size of the example batch.
 
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
         VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = with_costs(valid(program), required_cluster(cluster), global_batch_size, inductor, optimizer)
-    planned = with_plan(costed, _parsed_plan(plan))
+    own = _parsed_plan(plan)
+    size = _batch_size(own, global_batch_size)
+    costed = with_costs(valid(program), required_cluster(cluster), size, inductor, optimizer)
+    planned = with_plan(costed, own)
     with ours("estimating a plan", planned):
         chosen = planned.required_plan
         step_time_s, stages = estimate_plan(costed, chosen)
@@ -382,16 +385,23 @@ def emit(
     """The Python source of every stage of a plan, by file name (`stage_0.py`, ...).
 
     Args:
-        program, cluster, global_batch_size: see `search`.
+        program, cluster: see `search`.
         plan: see `compile`.
+        global_batch_size: see `estimate`.
 
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
         VerifyError: the program breaks a rule of its form.
         GalvatronError: another argument is wrong.
     """
-    costed = with_costs(valid(program), required_cluster(cluster), global_batch_size)
-    return emitted(lowered(with_plan(costed, _parsed_plan(plan))))
+    own = _parsed_plan(plan)
+    costed = with_costs(valid(program), required_cluster(cluster), _batch_size(own, global_batch_size))
+    return emitted(lowered(with_plan(costed, own)))
+
+
+def _batch_size(plan: Plan | PlanShorthand, asked: int | None) -> int | None:
+    """Samples per step for which a plan is asked about."""
+    return plan.global_batch_size if asked is None and isinstance(plan, Plan) else asked
 
 
 def _planned(

@@ -109,7 +109,8 @@ class CriticalRank:
     @property
     def most(self) -> tuple[str, float]:
         """The kind of what it does that takes most of the step, and its seconds."""
-        return max((own for own in self.times if own[0] != "bubble"), key=lambda own: own[1])
+        done = (own for own in self.times if own[0] != "bubble")
+        return max(done, key=lambda own: own[1], default=("compute", 0.0))
 
 
 def _times(stage: StageReport, micro_batches: int) -> Iterator[Part]:

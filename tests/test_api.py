@@ -255,7 +255,9 @@ def test_search_and_estimate_tell_the_same():
     found = galvatron.estimate(program, plan, "a100-80g:1x2")
     assert (plan.step_time_s, plan.peak_bytes) == (found.step_time_s, found.peak_bytes)
     assert plan.global_batch_size == 8 and plan.world_size == 2
-    assert galvatron.search(program, "a100-80g:1x2", global_batch_size=16).global_batch_size == 16
+    twice = galvatron.search(program, "a100-80g:1x2", global_batch_size=16)
+    assert twice.global_batch_size == 16
+    assert galvatron.estimate(program, twice, "a100-80g:1x2").step_time_s == twice.step_time_s
 
 
 @cache

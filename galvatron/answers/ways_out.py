@@ -39,9 +39,9 @@ def ways_out(program: Program, memory_bytes: int, options: SearchOptions) -> tup
     Args:
         program: with costs, on its cluster and for its batch.
     """
-    found: list[WayOut] = []
-    if memory_bytes < workspace_bytes(program):  # as the error says already
+    if memory_bytes < workspace_bytes(program):  # whatever else changes
         return ()
+    found: list[WayOut] = []
     for change, search in _tried(program, memory_bytes, options):
         try:
             found.append(WayOut(change, search()))

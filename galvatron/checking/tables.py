@@ -11,6 +11,7 @@ from rich.table import Table
 from galvatron.checking.found import Found, FoundClass, Run, Samples
 from galvatron.ir.planned import PlanShorthand
 from galvatron.printing import cell
+from galvatron.units import format_count
 
 SMALL = 0.01
 """Kinds of ops with a smaller share of their class's time are left out."""
@@ -43,7 +44,8 @@ def shown_run(run: Run) -> str:
 def _class_table(found: Found) -> Table:
     planned = [cls for cls in found.classes if cls.kind == "layer"]
     count = sum(len(cls.layers) for cls in planned)
-    table = Table(title=f"{found.parameters:,} parameters in {count} layers of {len(planned)} classes")
+    of = format_count(len(planned), "class", "classes")
+    table = Table(title=f"{format_count(found.parameters, 'parameter')} in {format_count(count, 'layer')} of {of}")
     table.add_column("class", overflow="fold")
     table.add_column("kind")
     table.add_column("layers", justify="right")
@@ -115,7 +117,8 @@ def _plan_tables(found: Found) -> Iterator[RenderableType]:
         mark = "yes" if not plan.refused else reasons.setdefault(plan.refused, f"no ({len(reasons) + 1})")
         rows[f"pp{shorthand.pipeline_degree}/{shorthand.strategy}"][shorthand.micro_batches] = mark
     counts = sorted({count for row in rows.values() for count in row})
-    table = Table(title=f"plans for {found.devices} devices and {found.global_batch_size} samples")
+    samples = format_count(found.global_batch_size, "sample")
+    table = Table(title=f"plans for {format_count(found.devices, 'device')} and {samples}")
     table.add_column("plan")
     for count in counts:
         table.add_column(f"m{count}")

@@ -15,6 +15,7 @@ import typer
 from galvatron.cli.output import STDOUT, file_to_write, say, write_or_print
 from galvatron.errors import CaptureError, GalvatronError, did_you_mean
 from galvatron.ir.files import exists
+from galvatron.units import format_count
 
 FactoryText = Annotated[str, typer.Argument(metavar="FILE.py:FACTORY", help="A function that makes the model.")]
 Precision = Annotated[
@@ -74,8 +75,12 @@ def command(
     )
     write_or_print(output, print_program(program))
     if str(output) != "-":
-        layers = f"{len(program.layers)} layers of {len(program.classes)} classes"
-        say(f"{output}: {layers if program.graph is None else f'{len(program.graph.ops)} ops'}", err=True)
+        if program.graph is None:
+            of = format_count(len(program.classes), "class", "classes")
+            told = f"{format_count(len(program.layers), 'layer')} of {of}"
+        else:
+            told = format_count(len(program.graph.ops), "op")
+        say(f"{output}: {told}", err=True)
 
 
 def read_dynamic(options: list[str] | None) -> dict[str, Any]:

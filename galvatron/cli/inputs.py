@@ -130,5 +130,5 @@ def read_plan(text: str, program: Program, cluster: Cluster, global_batch_size: 
 
     plan = planned.read_plan(text)
     if global_batch_size is None:
-        global_batch_size = program.batch_size if isinstance(plan, planned.PlanShorthand) else plan.global_batch_size
+        global_batch_size = plan.global_batch_size if isinstance(plan, planned.Plan) else program.batch_size
     return planned.fitted(plan, program, cluster.world_size, global_batch_size)

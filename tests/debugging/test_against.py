@@ -126,7 +126,7 @@ graph {{
 def test_what_differs_in_the_programs_is_named_before_what_shows_it() -> None:
     """The factors differ by rounding, what is left of them after a subtraction does not."""
     graphs = [parse_graph(CANCELS.format(factor=factor)) for factor in (1.00000000001, 1.00000000002)]
-    found = departure(*graphs, BatchSizes(), ())
+    found = departure(graphs[0], graphs[1], BatchSizes(), (), [("loss", "loss")])
     assert found is not None and found.name == "rest" and [op.name for op in found.unlike] == ["mul"]
     assert str(found).index("%scaled = ") < str(found).index("it shows at") < str(found).index("%rest = ")
     assert not replace(found, unlike=()).unlike and "it shows at" not in str(replace(found, unlike=()))

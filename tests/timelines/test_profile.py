@@ -14,6 +14,7 @@ import galvatron
 from galvatron import runtime as rt
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
+from galvatron.profiler import local
 from galvatron.runtime.clock_offset import ClockOffset, clock_offset, differ_by_at_most
 from galvatron.timelines.compare import differences
 from galvatron.timelines.profiling import Profiled
@@ -58,6 +59,17 @@ def profiled(world: rt.World, folder: str, plan: str) -> Profiled:
     found = own.profile([new_batch(), new_batch()], steps=5, directory=folder)
     assert found.steps == 2 and own.metrics.step_s > 0
     return found
+
+
+def test_what_prevents_steps_is_said_before_the_hardware_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = galvatron.compile(new_model(), new_batch(), plan="m1/dp1")
+    monkeypatch.setattr(local, "local_cluster", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(GalvatronError, match="there is no optimizer"):
+        own.profile(new_batch(), directory=tmp_path)
+    with pytest.raises(GalvatronError, match="there are no batches"):
+        own.profile([], directory=tmp_path)
 
 
 QUICK = ["pp2/m2/1f1b/dp1"]
