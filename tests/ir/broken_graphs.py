@@ -150,6 +150,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "would count the filler of %up, (S(0), S(2, padded))", "%silu",
         ),
     ],
+    "routed-rows": [
+        (
+            with_value(sharded(), f"block{SUFFIX}", "x", layout=(Shard(0, by="ids"), REPLICATE)),
+            "%x enters or leaves in rows by what they choose, (S(0, by=%ids), R)", "input %x",
+        ),
+    ],
     "collectives": [
         (OUTER, "moves slices that tp, which lies inside dp, cuts further", "comm.slice"),
         (with_op(sharded(), f"block{SUFFIX}", "sum", kwargs=(("axis", "tp"),)), "must be axis, grad", "%sum"),

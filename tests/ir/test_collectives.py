@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from galvatron.ir.collectives import (
     COLLECTIVES,
+    ROUTED,
     Conversion,
     Keywords,
     conversion,
@@ -15,10 +17,10 @@ from galvatron.ir.collectives import (
     ends,
     shard_keywords,
 )
-from galvatron.ir.graph import Op
+from galvatron.ir.graph import Op, Ref
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard, dual
 
-PLACEMENTS: tuple[Placement, ...] = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1, folded=True))
+PLACEMENTS: tuple[Placement, ...] = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1, folded=True), ROUTED)
 FOUND = {(f.source, f.target): f for pair in product(PLACEMENTS, repeat=2) if (f := conversion(*pair))}
 EVERY = pytest.mark.parametrize("row", FOUND.values(), ids=lambda row: f"{row.source}-{row.target}")
 SHARDS = {"": Shard(1, 4, folded=True), "split_": Shard(2, 8, folded=True), "concat_": Shard(0, 2, folded=True)}
@@ -26,7 +28,7 @@ SHARDS = {"": Shard(1, 4, folded=True), "split_": Shard(2, 8, folded=True), "con
 
 def op_of(row: Conversion) -> Op:
     """The op, with what any may be told about shards."""
-    told: Keywords = {"axis": "x", "grad": row.grad}
+    told: Keywords = {"axis": "x", "grad": row.grad, "by": Ref("ids"), "size": 4}
     for prefix, shard in SHARDS.items():
         told |= shard_keywords(shard, shard.outer, prefix)
     return Op(row.collective.target, (), row.collective.written(told), ())
@@ -38,15 +40,18 @@ def test_one_conversion_from_every_placement_to_every_other() -> None:
             for placement, expected in ((found.source, source), (found.target, target)):
                 assert placement == expected or (isinstance(placement, Shard) and isinstance(expected, Shard))
         else:
-            assert source == target or (source, target) == (BROADCAST, PARTIAL)
+            assert source == target or (source, target) == (BROADCAST, PARTIAL) or ROUTED in (source, target)
     assert FOUND.keys() == {way for collective in COLLECTIVES.values() for way in collective.ways}
 
 
 @EVERY
 def test_an_op_tells_its_placements(row: Conversion) -> None:
     assert conversion_of(op_of(row)) == row
-    both = isinstance(row.source, Shard) and isinstance(row.target, Shard)
+    both = isinstance(row.source, Shard) and isinstance(row.target, Shard) and not row.collective.routes
     before, after = (SHARDS[prefix if both else ""] for prefix in ("concat_", "split_"))
+    if row.collective.routes:
+        rows = replace(SHARDS[""], folded=False)
+        before, after = (replace(rows, by="ids" if end == ROUTED else "") for end in (row.source, row.target))
     assert ends(op_of(row)) == (
         before if isinstance(row.source, Shard) else row.source,
         after if isinstance(row.target, Shard) else row.target,

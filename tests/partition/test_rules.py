@@ -155,7 +155,7 @@ def test_pointwise_ops_without_a_rule(case: Case, data: st.DataObject, ranks: in
 
 def test_every_rule_has_a_case() -> None:
     drawn = {name for name, operator in OPERATORS.items() if operator.draws and name not in CASES}
-    registered = {name for name in OPERATORS if "::" in name and "galvatron" not in name}  # by other tests
+    registered = {name for name in OPERATORS if "::" in name and not name.startswith("galvatron::")}  # by other tests
     assert set(CASES) == {name for name, operator in OPERATORS.items() if operator.dims} - drawn - registered
 
 

@@ -177,7 +177,7 @@ def test_what_a_plan_leaves_out_about_ties(strategies: tuple[str, ...], kept: st
 def test_a_strategy_says_whether_it_cuts_parameters(name: str) -> None:
     """As the roles of its axes do."""
     strategy = Strategy((AxisRole(name, 2),))
-    assert strategy.keeping == (strategy if ROLES[name].matrices else None)
+    assert strategy.keeping == (strategy if ROLES[name].matrices or ROLES[name].routes else None)
 
 
 END, MIDDLE = "dp2-tp2", "dp4"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from galvatron.costs.estimate import cost_model, estimate_plan, setting_of
+from galvatron.costs.estimate import cost_model, estimate_plan, setting_of, workspace_bytes
 from galvatron.costs.objective import Setting, evaluate_plan, peak_bytes
 from galvatron.errors import BudgetError, GalvatronError, PlanError
 from galvatron.ir.cluster import Cluster
@@ -142,7 +142,7 @@ def test_a_miss_names_only_what_was_not_searched() -> None:
     program = replace(costed(), cluster=Cluster.parse("a100-80g:1x2"), batch_size=8)
     options = replace(PLAIN, roles=("dp",), pipeline_degrees=(1,), zero=(0, 3))
     with pytest.raises(BudgetError, match=r"what was not searched: recomputation \(such as dp2-recompute\)$"):
-        searched(Prune(heuristics=False).run(options.run(program)), memory=100)
+        searched(Prune(heuristics=False).run(options.run(program)), memory=workspace_bytes(program) + 100)
 
 
 def test_a_batch_that_no_strategy_divides() -> None:
