@@ -170,7 +170,7 @@ def test_plans_are_explained_and_compared(program_file: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_where_nothing_fits_ways_out_are_told(program_file: Path) -> None:
-    _, err = run("search", program_file, *CLUSTER, *SMALL, "--memory", "17MiB", code=2)
+    _, err = run("search", program_file, *CLUSTER, *SMALL, "--memory", "17040000", code=2)
     assert "MiB in stage" in err and "\n  fits with " in err and "more: " in err
 
 
