@@ -87,7 +87,7 @@ def redistribute(
     current, target = (tuple(layout[group[0]] for group in groups) for layout in (current, target))
     ops: list[Op] = []
     while current != target:
-        toward = tuple(map(_waypoint, current, target))
+        toward = _waypoints(current, target)
         position, placement = _next_step(current, toward, coarse, whole.shape)
         op = _step(value, current, position, placement, coarse, whole, fresh_name, choosing)
         assert op.result.layout is not None
@@ -97,12 +97,24 @@ def redistribute(
     return tuple(ops)
 
 
-def _waypoint(current: Placement, target: Placement) -> Placement:
-    """Where an axis goes first: rows go by what they choose from slices, and back."""
+def _waypoints(current: Layout, target: Layout) -> Layout:
+    """Where each axis goes first: rows go by what they choose from slices, and back. They do that too for what another
+    axis does along their dimension."""
+    moved = {
+        placement.dim
+        for before, after in zip(current, target, strict=True)
+        if before != after and not is_routed(before) and not is_routed(after)
+        for placement in (before, after)
+        if isinstance(placement, Shard)
+    }
+    return tuple(_waypoint(before, after, moved) for before, after in zip(current, target, strict=True))
+
+
+def _waypoint(current: Placement, target: Placement, moved: set[int]) -> Placement:
     for placement in (current, target):
-        if isinstance(placement, Shard) and placement.by and current != target:
+        if isinstance(placement, Shard) and placement.by:
             slices = replace(placement, by="")
-            if slices not in (current, target):
+            if slices not in (current, target) and (current != target or placement.dim in moved):
                 return slices
     return target
 

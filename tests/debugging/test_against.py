@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from galvatron.debugging.comparison import departure
+from galvatron.debugging.comparison import Departure, departure
 from galvatron.debugging.passes import pass_departure, unlike_ops
 from galvatron.debugging.simulation import combine, mesh_of
 from galvatron.errors import GalvatronError
@@ -127,14 +127,14 @@ def test_what_differs_in_the_programs_is_named_before_what_shows_it() -> None:
     """The factors differ by rounding, what is left of them after a subtraction does not."""
     graphs = [parse_graph(CANCELS.format(factor=factor)) for factor in (1.00000000001, 1.00000000002)]
     found = departure(graphs[0], graphs[1], BatchSizes(), (), [("loss", "loss")])
-    assert found is not None and found.name == "rest" and [op.name for op in found.unlike] == ["mul"]
+    assert isinstance(found, Departure) and found.name == "rest" and [op.name for op in found.unlike] == ["mul"]
     assert str(found).index("%scaled = ") < str(found).index("it shows at") < str(found).index("%rest = ")
     assert not replace(found, unlike=()).unlike and "it shows at" not in str(replace(found, unlike=()))
 
 
 def test_numbers_that_do_not_show_are_told() -> None:
     graphs = [parse_graph(CANCELS.format(factor=factor)) for factor in (1.00000000001, 1.00000000002)]
-    told = unlike_ops(*graphs, ())
+    told = unlike_ops(graphs[0], graphs[1], ())
     assert [line.partition(" = ")[0] for line in told] == ["- %scaled", "+ %scaled"]
     assert unlike_ops(graphs[0], graphs[0], ()) == []
 

@@ -23,6 +23,7 @@ from tests.parity import (
     selections,
     situations,
     states,
+    turns,
     ways,
 )
 from tests.parity.forwards import FORWARDS, Blocks, inputs
@@ -385,7 +386,10 @@ def make(name: str) -> Subject:
     at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
     `selection: <name>` for one of `selections`, `state: <name>` for one of `states`, `ways: <name>` for one of `ways`,
     `derivative: <name>` for one of `derivatives`, `function: <name>` for a model with one of `functions`,
-    `lengths: <name>` for one of `lengths` with free lengths, or one of `forwards.FORWARDS`."""
+    `turns: <name>` for one of `turns`, `lengths: <name>` for one of `lengths` with free lengths, or one of
+    `forwards.FORWARDS`."""
+    if name.startswith("turns:"):
+        return Subject(turns.Model(name.removeprefix("turns: ")).double(), turns.batch)
     if name.startswith("lengths:"):
         case = lengths.LENGTHS[name.split()[1]]()
         return Subject(case.model.double(), case.batch, dynamic=case.dynamic)

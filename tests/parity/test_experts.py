@@ -8,6 +8,7 @@ from galvatron.errors import PlanError
 from tests import models
 from tests.marks import some_slow
 from tests.parity.harness import check, costed, planned
+from tests.parity.turns import TURNS
 
 FAMILIES = ["mixtral", *models.EXPERTS]
 PLANS = [
@@ -30,6 +31,24 @@ def test_sorted_tokens(family: str, plan: str) -> None:
 @pytest.mark.parametrize("kind", ["batched_mm", "eager"])
 def test_every_token_by_itself(kind: str, family: str, plan: str) -> None:
     check(f"{family}-{kind}", plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    some_slow(
+        [("added rows", "m1/dp2")],
+        [(name, plan) for name in TURNS for plan in ("m1/dp2", "m1/ep2", "m1/tp2")],
+    ),
+)
+def test_loops_written_by_hand(name: str, plan: str) -> None:
+    check(f"turns: {name}", plan)
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_turns_are_one_only_where_rows_are_by_themselves(name: str) -> None:
+    program, _ = costed(f"turns: {name}")
+    ops = [op.name for layer in program.all_layers for op in program.class_of[layer.cls].graph.ops]
+    assert ("grouped_linear" in ops) == (name in ("plain", "added rows"))
 
 
 @pytest.mark.slow

@@ -466,6 +466,8 @@ def _movement_problem(op: Op, operand: Value, result: Value, mesh: Mesh) -> str:
     for axis, (old, new) in enumerate(zip(before, after, strict=True)):
         if axis != at and old != new:
             return f"changes the placement on {mesh[axis].name}, from {old} to {new}"
+        if axis != at and is_routed(old) and any(isinstance(p, Shard) and p.dim == 0 for p in (source, target)):
+            return f"moves rows that are on {mesh[axis].name} where something is that they choose"
         if (
             axis > at
             and not COLLECTIVES[op.target].routes

@@ -85,7 +85,7 @@ def bound_of(ids: Arg, build: Builder) -> int | None:
 def _bound(name: str, build: Builder) -> int | None:
     """See `bound_of`: places in a dimension, or what is clamped."""
     op = build.producer(Ref(name))
-    if op is None or not op.operands:
+    if op is None or not op.operands or build.types[name].dtype not in ("i32", "i64"):
         return None
     shape = build.types[op.operands[0]].shape
     if op.name in ("topk", "sort", "argsort", "argmax", "argmin", "max", "min") and name == op.results[-1].name:
@@ -95,7 +95,8 @@ def _bound(name: str, build: Builder) -> int | None:
         return size if is_place and isinstance(size, int) else None
     if op.name == "clamp" and isinstance(least := op.get("min"), int) and isinstance(most := op.get("max"), int):
         return most + 1 if 0 <= least <= most else None
-    return build.known(_bound, op.operands[0]) if op.name in _ELEMENTS or op.name == "sort" else None
+    places = op.target == "aten.repeat_interleave.Tensor"  # not elements, of what counts them
+    return build.known(_bound, op.operands[0]) if op.name in (*_ELEMENTS, "sort") and not places else None
 
 
 def put_back(op: Op, build: Builder) -> Ref | None:

@@ -323,7 +323,8 @@ class _Turn:
             return None
         build = self._build
         rows, weight, *added = (*read[1:], read[0]) if op.name == "addmm" else read
-        if isinstance(rows, _Own) or not isinstance(weight, _Own) or len(op.result.type.shape) != 2:
+        shape = op.result.type.shape
+        if isinstance(rows, _Own) or not isinstance(weight, _Own) or len(shape) != 2 or shape[0] != self._count:
             return None
         table = weight.table if op.name == "linear" else build.emit("aten.transpose.int", weight.table, 1, 2)
         if op.kwargs or len(build.type_of(table).shape) != 3:
@@ -333,7 +334,8 @@ class _Turn:
             return None
         self.products += 1
         for vector in added:
-            term = self._looked_up(vector, 2)
+            has_rows = isinstance(vector, _Same) and build.type_of(vector.ref).shape[:-1] == (self._count,)
+            term = self._rows(vector) if has_rows else self._looked_up(vector, 2)
             result = build.emit("aten.add.Tensor", result, term, type_=op.result.type)
         return _Rows(result)
 
