@@ -334,8 +334,10 @@ class _Turn:
             return None
         self.products += 1
         for vector in added:
-            has_rows = isinstance(vector, _Same) and build.type_of(vector.ref).shape[:-1] == (self._count,)
-            term = self._rows(vector) if has_rows else self._looked_up(vector, 2)
+            if isinstance(vector, _Same) and build.type_of(vector.ref).shape[:-1] == (self._count,):
+                term = self._rows(vector)
+            else:
+                term = self._looked_up(vector, 2)
             result = build.emit("aten.add.Tensor", result, term, type_=op.result.type)
         return _Rows(result)
 
