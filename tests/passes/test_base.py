@@ -291,7 +291,8 @@ def test_every_pass_has_its_place() -> None:
 
 @pytest.fixture
 def stub_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("galvatron.ir.text.print_program", lambda program, **options: f"program {program.name}\n")
+    for module in ("galvatron.ir.text", "galvatron.ir.text.printer"):
+        monkeypatch.setattr(f"{module}.print_program", lambda program, **options: f"program {program.name}\n")
 
 
 def test_print_after(stub_text: None, capsys: pytest.CaptureFixture[str]) -> None:
