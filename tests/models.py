@@ -258,6 +258,18 @@ EXPERTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "OlmoeForCausalLM",
         _DECODER | {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": None},
     ),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        _DECODER
+        | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        | {"shared_expert_intermediate_size": 24},
+    ),
+    "gpt-oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        _DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["full_attention"] * 2},
+    ),
     "deepseek-v3": (
         "DeepseekV3Config",
         "DeepseekV3ForCausalLM",

@@ -199,8 +199,10 @@ def _backward(watch: _Acts, arrived: _Arrived, root: torch.Tensor, operands: Seq
     first = watch.next_number
     leaves = {i: operand for i, operand in enumerate(operands) if operand.requires_grad}
 
-    def gave(operand: int, gradient: torch.Tensor) -> torch.Tensor:
-        """Notes a gradient, and lets something go on that holds no memory of it."""
+    def gave(operand: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """Notes a gradient, and lets something go on that holds no memory of it; a function may give none."""
+        if gradient is None:
+            return None
         acts.append(Gave(operand, watch.number(gradient), Form.of(gradient), arrived.place(gradient)))
         begun = len(acts)
         instead = gradient.new_empty(()).expand(gradient.shape)

@@ -352,6 +352,9 @@ class Composed:
         one, local = self.calls[index], self._local[index]
         ends = [*(results[i].name for i in one.own), *(self._names[names[i]] for i in one.leaves)]
         there = [self._slots.pop(name, None) for name in ends]
+        if not any(there):  # a function behind it gave no gradient, so it computes none
+            self._end(index)
+            return
         back = one.backward(tuple(gradient and gradient.form for gradient in there))
         tensors: dict[int, object] = {i: gradient.tensor for i, gradient in enumerate(there) if gradient}
         local |= {back.gradients[i]: gradient.storage for i, gradient in enumerate(there) if gradient}
@@ -371,6 +374,10 @@ class Composed:
                 elif (replayed := self._replays.get(index)) is not None:
                     replayed.forget(index, act.place)
         self.dropped(local, inner)
+        self._end(index)
+
+    def _end(self, index: int) -> None:
+        """The backward of a call is over: what is given to it waits for one less."""
         for name in self._differentiated(index):
             self._awaited[name] -= 1
             self._complete(name)
