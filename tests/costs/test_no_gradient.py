@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PhimoeConfig, PhimoeForCausalLM
 
@@ -14,11 +16,11 @@ from galvatron.ir.planned import read_plan, with_plan
 
 def test_a_backward_without_a_gradient_is_priced() -> None:
     """The router takes the gradient of an estimate, and none for the probabilities beside it."""
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_local_experts": 4}
-    config = PhimoeConfig(
-        vocab_size=32, num_attention_heads=2, num_key_value_heads=2, experts_implementation="batched_mm",
-        use_cache=False, **sizes,
-    )  # fmt: skip
+    told: dict[str, Any] = {
+        "vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "num_local_experts": 4, "experts_implementation": "batched_mm", "use_cache": False,
+    }  # fmt: skip
+    config = PhimoeConfig(**told)
     ids = torch.zeros(4, 4, dtype=torch.int64)
     program = galvatron.capture(PhimoeForCausalLM(config), {"input_ids": ids, "labels": ids})
     planned = with_plan(with_costs(program, Cluster.parse("a100-80g:1x2"), 4), read_plan("dp2"))
