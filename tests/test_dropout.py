@@ -273,7 +273,7 @@ def test_what_cannot_be_split_is_refused_at_its_line(draw: Callable[[Tensor], Te
         galvatron.capture(Refused(), batch)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dropout", some_slow([0.2], [0.0]))
 def test_recurrent_networks_are_refused_only_with_dropout(dropout: float) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:

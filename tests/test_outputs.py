@@ -194,6 +194,7 @@ def test_training_computes_none_of_them() -> None:
     assert "asked=self.asked" in after
 
 
+@pytest.mark.slow
 def test_plans_cost_the_same_with_them() -> None:
     subject = case("decoder")
     plain = galvatron.capture(subject.model, subject.batch(8, 0))

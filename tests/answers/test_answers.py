@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -30,18 +31,28 @@ TIGHT = 20_000
 
 @pytest.fixture(scope="module")
 def program() -> Program:
+    return _program()
+
+
+@cache
+def _program() -> Program:
     return with_costs(costed(), MACHINES, 16)
 
 
+@cache
+def _best(memory_bytes: int) -> Plan:
+    return searched(_program(), memory_bytes, OPTIONS).required_plan
+
+
 def question(program: Program, memory_bytes: int = TIGHT, plan: Plan | None = None) -> Question:
-    own = plan or searched(program, memory_bytes, OPTIONS).required_plan
+    own = plan or _best(memory_bytes)
     return Question.about(program, own, MACHINES, memory_bytes, OPTIONS)
 
 
 def test_a_plan_without_a_budget_of_its_own_is_asked_about_under_that_of_the_cluster(program: Program) -> None:
     plan = resolve(program, "m4/dp4", 16, 4)
     assert Question.about(program, plan, MACHINES).memory_bytes == MACHINES.default_budget_bytes
-    found = searched(program, TIGHT, OPTIONS).required_plan
+    found = _best(TIGHT)
     assert Question.about(program, found, MACHINES).memory_bytes == TIGHT
 
 
@@ -72,7 +83,7 @@ def test_one_strategy_for_all_layers_is_asked_about_beside_a_plan(program: Progr
 
 
 def test_a_plan_for_another_batch_loses_what_was_predicted(program: Program) -> None:
-    plan = searched(program, TIGHT, OPTIONS).required_plan
+    plan = _best(TIGHT)
     assert fitted(plan, program, 4, 16) == plan
     twice = fitted(plan, program, 4, 32)
     assert (twice.global_batch_size, twice.step_time_s, twice.search.space) == (32, None, "")
@@ -171,7 +182,7 @@ def test_what_is_no_range_of_budgets(text: str) -> None:
 
 
 def test_a_curve_falls(program: Program) -> None:
-    found = curve((100, 9_000, TIGHT, GIB), lambda budget: searched(program, budget, OPTIONS).required_plan)
+    found = curve((100, 9_000, TIGHT, GIB), _best)
     assert found[0] == (100, None)
     times = [seconds_of(plan) if plan else math.inf for _, plan in found]
     assert all(later <= earlier * (1 + 1 / 512) for earlier, later in zip(times, times[1:], strict=False))
@@ -192,6 +203,7 @@ def test_the_batch_with_most_throughput(program: Program) -> None:
     assert found.global_batch_size == max(rates, key=rates.__getitem__)
 
 
+@pytest.mark.slow
 def test_ways_out_are_plans_that_fit(program: Program) -> None:
     narrow = replace(OPTIONS, pipeline_degree=1, micro_batches=1)
     least = searched(program, GIB, replace(narrow, objective="memory")).required_plan.search.budget_bytes

@@ -36,6 +36,7 @@ def test_plans_are_for_the_ranks_that_there_are(name: str) -> None:
         assert MODELS[name].samples % plan.micro_batches == 0
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_predicted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

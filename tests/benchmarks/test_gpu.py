@@ -26,6 +26,7 @@ def documents(folder: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 
+@pytest.mark.slow
 def test_every_collective_is_called(tmp_path: Path) -> None:
     done = check(tmp_path, "--parts", "communication")
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", some_slow(["gpt"], ["llama"]))
 def test_layers_that_are_repeated_are_those_of_a_deeper_capture(family: str) -> None:
     """Up to the order of state, which has no meaning."""
@@ -49,6 +50,7 @@ def test_layers_that_are_repeated_are_those_of_a_deeper_capture(family: str) -> 
     assert set(program.state) == set(captured.state)
 
 
+@pytest.mark.slow
 def test_habits_change_what_they_say_and_nothing_else() -> None:
     shape = Shape("gpt", 3, 256, 4, 64, 512, 1024, 4, fused_softmax=True, tied=False)
     program = without_plan(program_of(shape, "f16"), Cluster.parse("a100-80g:4x8"), 64)

@@ -88,6 +88,7 @@ def large_block(strategy: str) -> Communication:
     return layer_communication(sharded, repeated[0][0])
 
 
+@pytest.mark.slow
 def test_tensor_parallelism_sends_what_megatron_sends():
     block = large_block("tp2")
     assert counts(block.forward) == counts(block.backward) == {("all_reduce", PAIR): 2}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import PhimoeConfig, PhimoeForCausalLM
 
@@ -14,6 +15,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.planned import read_plan, with_plan
 
 
+@pytest.mark.slow
 def test_a_backward_without_a_gradient_is_priced() -> None:
     """The router takes the gradient of an estimate, and none for the probabilities beside it."""
     told: dict[str, Any] = {

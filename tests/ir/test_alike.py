@@ -16,7 +16,6 @@ from galvatron.ir.capture import capture_graph, export
 from galvatron.ir.capture.copies import _again
 from galvatron.ir.text import print_program
 from tests import models
-from tests.marks import some_slow
 
 Layer = Callable[..., Any]
 
@@ -331,7 +330,8 @@ SLIDING = {
 }
 
 
-@pytest.mark.parametrize("name", some_slow(["llama"], models.FAMILIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.FAMILIES)
 def test_programs_of_families_are_those_of_whole_traces(name: str, marks: list[int]) -> None:
     layers: dict[str, Any] = {LAYERS.get(name, "num_hidden_layers"): 4}
     case = models.hugging_face(name, **layers)

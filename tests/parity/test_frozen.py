@@ -66,7 +66,8 @@ ROUGHLY = {
 of a model has a backward, and what goes between stages in one direction only."""
 
 
-@pytest.mark.parametrize(("model", "plan", "precision"), some_slow(PEAKS[:1], PEAKS))
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "plan", "precision"), PEAKS)
 def test_a_rank_takes_the_memory_that_is_predicted(model: str, plan: str, precision: str | None) -> None:
     errors = errors_of(model, plan, precision, 2)
     assert max(map(abs, errors)) <= ROUGHLY.get((model, plan), TOLERANCE), errors

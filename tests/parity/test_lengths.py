@@ -157,6 +157,7 @@ def test_a_range_of_lengths_follows_from_a_branch() -> None:
     assert str(length.sizes) == "from 8"
 
 
+@pytest.mark.slow
 def test_lengths_are_found_when_asked() -> None:
     """One for inputs whose sizes the model relates, as if it had been named."""
     case = LENGTHS["padded"]()

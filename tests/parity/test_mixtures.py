@@ -14,7 +14,7 @@ ATTENTION = [
     "gemma", "opt", "gpt-neox", "encoder", "encoder-post-norm",
 ]  # fmt: skip
 MODELS = ["gpt", "gpt2", "llama", "bert", "t5", "vit", "mixtral", "skips", "weighted", "shared", "encoder"]
-SEQUENCES = ["gpt", "llama", "t5", "vit-16"]
+SEQUENCES = ["gpt", "llama", "vit-16"]
 STRATEGIES = {4: ["dp4", "dp2-tp2", "tp2-dp2", "tp4", "tp2-dp2"], 2: ["dp2", "tp2", "dp2"], 1: ["dp1"]}
 ALL_ROLES = {
     4: ["dp4", "dp2-tp2+sp", "cp4", "ulysses2-dp2", "tp4", "cp2-tp2", "dp2-ulysses2", "tp2-cp2", "tp4+sp", "dp2-cp2"],
@@ -65,7 +65,7 @@ def test_mixture_of_all_roles_equals_eager(model: str, stages: int, first: int) 
     check(model, mixture(layer_count(model), stages, ALL_ROLES, first))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("model", ["llama-8-heads", "llama-1-key-head"])
 def test_replicated_key_heads_beside_other_layers(model: str, first: int) -> None:

@@ -250,6 +250,7 @@ def made(world: rt.World, job: Job) -> dict[str, Tensor]:
     return executor(world, job, model=model).full_state_dict()
 
 
+@pytest.mark.slow
 def test_a_model_on_meta_is_initialised_in_single() -> None:
     (plain,) = run_ranks(made, 1, job("dp1", None, 1))
     rounded, _ = run_ranks(made, 2, job("tp2"))

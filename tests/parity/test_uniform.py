@@ -71,7 +71,7 @@ def test_role_alone_equals_eager(model: str, plan: str) -> None:
     check(model, plan)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     "plan", some_slow(["m2/tp3+sp", "m2/cp3", "pp3/m4/1f1b/dp1"], ["m2/dp3", "m2/tp3", "m2/ulysses3"])
 )

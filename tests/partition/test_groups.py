@@ -54,6 +54,7 @@ MEGATRON = {
 }
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("strategy", MEGATRON)
 def test_pairs_of_ranks_share_a_key_head(strategy: str) -> None:
     """Ranks 0 and 1 have the first key head whole, ranks 2 and 3 the second, and nothing of it is gathered."""
@@ -83,6 +84,7 @@ def test_the_axis_stays_one_where_every_matrix_is_shared_by_all() -> None:
     assert sum(cls.mesh == PAIRS for cls in others) == 1, "embedding and head have no groups"
 
 
+@pytest.mark.slow
 def test_every_matrix_is_shared_as_far_as_it_divides() -> None:
     """Four key heads on six ranks: three ranks share two of them, each with one query head for either, and compute the
     same hidden units, which two divides but not three."""
@@ -95,6 +97,7 @@ def test_every_matrix_is_shared_as_far_as_it_divides() -> None:
     assert collectives(cls) == [("all_reduce", "tp"), ("all_reduce", "tp.0"), ("copy", "tp"), ("copy", "tp.0")]
 
 
+@pytest.mark.slow
 def test_without_a_clean_grouping_every_rank_has_all_key_heads() -> None:
     """Two key heads on three ranks: a rank's query heads, one of either group, need both."""
     cls = block("tp3", **heads(6, 2))

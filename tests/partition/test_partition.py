@@ -141,7 +141,7 @@ def padded(local: LayerClass) -> set[str]:
     return {name for name, layout in layouts if any(isinstance(p, Shard) and p.padded for p in layout)}
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(7)
 @pytest.mark.parametrize(
     ("family", "vocabulary", "strategy"),
     [

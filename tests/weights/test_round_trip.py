@@ -109,6 +109,7 @@ def compiled(weights: Path, model: nn.Module | None = None, **options: Any) -> g
     )
 
 
+@pytest.mark.slow
 def test_half_types_are_read_into_full_ones_and_written_again(saved: Path, tmp_path: Path) -> None:
     program = compiled(saved, precision="bf16")
     found = program.full_state_dict()

@@ -71,6 +71,7 @@ def test_no_uniform_plan_that_fits_is_faster(candidates: Program, memory: int) -
                 assert best_s and step_time_s >= best_s * (1 - 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize(
     ("devices", "zero", "memory"), [(4, (0,), None), (4, (0,), 30_000), (2, (0, 3), 48_000), (2, (0, 3), 36_000)]
