@@ -62,7 +62,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "nansum": Operator(_terms, moves="reduction"),
     "count_nonzero": Operator(_terms, moves="reduction"),
-    "histc": Operator(_histogram, written="self.histc(bins, min, max)", moves="reduction"),
+    "histc": Operator(_histogram, moves="reduction"),
     "softmax": _softmax(written={"int": "F.softmax(self, dim=, dtype=)"}),
     "log_softmax": _softmax(written={"int": "F.log_softmax(self, dim=, dtype=)"}),
     **alike("_softmax _log_softmax", _softmax()),
