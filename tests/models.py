@@ -263,7 +263,14 @@ EXPERTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen2MoeForCausalLM",
         _DECODER
         | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-        | {"shared_expert_intermediate_size": 24},
+        # Without a bias of keys, whose gradient is rounding, which an optimizer scales up.
+        | {"shared_expert_intermediate_size": 24, "qkv_bias": False},
+    ),
+    "phimoe": (
+        "PhimoeConfig",
+        "PhimoeForCausalLM",
+        # It draws an expert among those whose scores are near enough to the best, which without jitter is the best.
+        _DECODER | _EXPERTS | {"router_jitter_noise": 0.0},
     ),
     "gpt-oss": (
         "GptOssConfig",

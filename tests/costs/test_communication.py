@@ -26,7 +26,7 @@ from galvatron.passes.pipeline import Pipeline
 from galvatron.schedules import Schedule
 from tests.costs.communication import Communication, counts, layer_communication, stage_communication
 from tests.marks import some_slow
-from tests.parity import harness
+from tests.parity import harness, routed
 from tests.parity.subjects import Batch
 from tests.ranks import run_ranks
 
@@ -224,6 +224,31 @@ def test_batch_norms_send_what_the_program_says(plan: str) -> None:
         for phase, events in (("forward", expected.forward), ("backward", expected.backward)):
             assert counter.counts(phase) == counts(events)
             assert counter.payload_bytes(phase) == bytes_by_channel(events, share)
+
+
+@pytest.mark.parametrize(
+    ("plan", "replays"),
+    some_slow([("m2/ep2", 0)], [("m1/dp2-ep2", 0), ("m2/ep4-zero3", 0), ("m1/ep2-tp2", 0), ("m2/ep2-recompute", 1)]),
+)
+def test_rows_go_to_their_experts_as_the_program_says(plan: str, replays: int) -> None:
+    """Where each expert has equally many. Beside that ranks tell each other how many rows go where, once for each value
+    that chooses."""
+    name, strategy = "routed: hash", Strategy.parse(plan.split("/")[1])
+    program = harness.planned(name, plan, strategy.devices)
+    assert program.plan is not None
+    micro_batches, staged = program.plan.micro_batches, Pipeline.of(LOWERING).run(program)
+    expected = stage_communication(staged)
+    batch = harness.subject(name).batch(harness.BATCH_SIZE, 1)
+    batch["tokens"] = torch.arange(routed.TOKENS).expand_as(batch["tokens"])
+    share = harness.BATCH_SIZE // micro_batches // (strategy.degree("dp") * strategy.degree("ep"))
+    axis = strategy.degree("ep"), strategy.degree("tp")
+    assert {kind for kind, _ in counts(expected.forward)} >= {"all_to_all"}
+    for counter in run_ranks(counted_step, strategy.devices, harness.job_of_staged(name, staged), batch):
+        for phase, events, times in (("forward", expected.forward, 1), ("backward", expected.backward, replays)):
+            told = Counter({("all_to_all", axis): 2 * times * micro_batches})
+            told_bytes = Counter({channel: n * 8 * (routed.EXPERTS + axis[0]) for channel, n in told.items()})
+            assert counter.counts(phase) == counts(micro_batches * events) + told
+            assert counter.payload_bytes(phase) == bytes_by_channel(micro_batches * events, share) + told_bytes
 
 
 WHOLE = {"dim": 1, "outer": 1}

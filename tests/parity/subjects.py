@@ -20,6 +20,7 @@ from tests.parity import (
     functions,
     lengths,
     reductions,
+    routed,
     selections,
     situations,
     states,
@@ -330,6 +331,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "vit-16": _hugging_face("vit", image_size=(12, 20)),
     "qwen3": _hugging_face("qwen3"),
     "mixtral": _hugging_face("mixtral"),
+    "mixtral-tied": _hugging_face("mixtral", mask=False, tie_word_embeddings=True),
     "mixtral-balanced": _hugging_face("mixtral", mask=False, output_router_logits=True, router_aux_loss_coef=0.1),
     **{
         f"{family}-{kind}": _hugging_face(family, mask=False, experts_implementation=kind)
@@ -386,10 +388,12 @@ def make(name: str) -> Subject:
     at random, `reduced: <words>` for a loss in the words of `reductions`, `situation: <name>` for one of `situations`,
     `selection: <name>` for one of `selections`, `state: <name>` for one of `states`, `ways: <name>` for one of `ways`,
     `derivative: <name>` for one of `derivatives`, `function: <name>` for a model with one of `functions`,
-    `turns: <name>` for one of `turns`, `lengths: <name>` for one of `lengths` with free lengths, or one of
-    `forwards.FORWARDS`."""
+    `turns: <name>` for one of `turns`, `routed: <name>` for one of `routed`, `lengths: <name>` for one of `lengths`
+    with free lengths, or one of `forwards.FORWARDS`."""
     if name.startswith("turns:"):
         return Subject(turns.Model(name.removeprefix("turns: ")).double(), turns.batch)
+    if name.startswith("routed:"):
+        return Subject(routed.ROUTED[name.removeprefix("routed: ")]().double(), routed.batch)
     if name.startswith("lengths:"):
         case = lengths.LENGTHS[name.split()[1]]()
         return Subject(case.model.double(), case.batch, dynamic=case.dynamic)

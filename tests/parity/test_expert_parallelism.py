@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -11,9 +13,12 @@ from galvatron.forms import lowered
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
 from tests import models
+from tests.checkpoints.test_resharding import AFTER, BEFORE, loads_and_goes_on, saves_and_goes_on
 from tests.marks import some_slow
-from tests.parity.harness import check, planned
+from tests.parity.harness import BATCH_SIZE, check, eager, job_of, planned, subject
+from tests.parity.test_evaluation import evaluate
 from tests.parity.test_random_plans import COMMON, ROLES, one_example
+from tests.ranks import run_ranks
 
 PLANS = [
     "m2/dp2-ep2", "m1/ep2", "m2/ep4", "m2/ep2-zero1", "m2/dp2-ep2-zero2", "m1/ep2-tp2", "m1/ep2-tp2+sp", "m1/tp2-ep2",
@@ -36,6 +41,40 @@ def test_equals_eager(family: str, plan: str) -> None:
 @given(st.data())
 def test_random_plans_equal_eager(data: st.DataObject) -> None:
     one_example(data, [f"{family}-batched_mm" for family in ("mixtral", *models.EXPERTS)], (*ROLES, "ep"))
+
+
+MODEL = "mixtral-batched_mm"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["m2/dp2-ep2", "pp2/m2/1f1b/ep2-zero1"])
+def test_with_a_head_that_is_the_embedding(plan: str) -> None:
+    check("mixtral-tied", plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("samples", [BATCH_SIZE, 8])
+@pytest.mark.parametrize("plan", ["m2/dp2-ep2", "pp2/m2/1f1b/ep2-recompute"])
+def test_evaluation(plan: str, samples: int) -> None:
+    batch = subject(MODEL).batch(samples, 1)
+    expected = eager(MODEL, batch).loss
+    for loss in run_ranks(evaluate, 4, job_of(MODEL, planned(MODEL, plan)), batch):
+        assert abs(loss - expected) <= 1e-9 * abs(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("m2/dp2-ep2", "m2/dp4-zero1"), ("m2/dp2-tp2-zero3", "m2/ep4"), ("m2/ep2-tp2-zero2", "pp2/m4/1f1b/ep2")],
+)
+def test_a_run_goes_on_under_another_plan(first: str, second: str, tmp_path: Path) -> None:
+    steps = [subject(MODEL).batch(BATCH_SIZE, seed) for seed in range(BEFORE + AFTER)]
+    jobs = [job_of(MODEL, planned(MODEL, plan)) for plan in (first, second)]
+    wanted, state = run_ranks(saves_and_goes_on, 4, jobs[0], steps, str(tmp_path), timeout=240)[0]
+    for ((losses, found),) in run_ranks(loads_and_goes_on, 4, jobs[1], steps, [str(tmp_path)], timeout=240):
+        assert losses == pytest.approx(wanted, rel=1e-12)
+        for name, value in state.items():
+            assert (found[name] - value).norm() <= 1e-12 * value.norm().clamp_min(1e-12), name
 
 
 def layer() -> str:

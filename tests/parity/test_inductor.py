@@ -33,9 +33,9 @@ def both_ways(world: rt.World, job: harness.Job, batch: Batch, backend: str) -> 
     return float(loss), float(max(errors)), len(functions)
 
 
-def check(plan: str, backend: str) -> None:
-    job = harness.job_of("llama", harness.planned("llama", plan, 2))
-    results = run_ranks(both_ways, 2, job, harness.subject("llama").batch(harness.BATCH_SIZE, 1), backend, timeout=280)
+def check(plan: str, backend: str, model: str = "llama") -> None:
+    job = harness.job_of(model, harness.planned(model, plan, 2))
+    results = run_ranks(both_ways, 2, job, harness.subject(model).batch(harness.BATCH_SIZE, 1), backend, timeout=280)
     for _, error, functions in results:
         assert error < 1e-9
         assert functions > 1
@@ -50,6 +50,13 @@ def check(plan: str, backend: str) -> None:
 )  # fmt: skip
 def test_layers_can_be_traced(plan: str) -> None:
     check(plan, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["m2/ep2", "m1/ep2-recompute"])
+def test_layers_with_experts_can_be_traced(plan: str) -> None:
+    """How many rows come is known at run time only: graphs are cut there."""
+    check(plan, "aot_eager", "mixtral-batched_mm")
 
 
 @pytest.mark.slow

@@ -90,10 +90,18 @@ def gradients(world: rt.World, job: Job, batch: Batch, scaled: bool) -> tuple[fl
 
 
 TIED = "llama-tied-float32"
+EXPERTS = "mixtral-batched_mm-float32"
 
 
 @pytest.mark.one_in(3)
-@pytest.mark.parametrize(("model", "plan"), [*((MODEL, plan) for plan in PLANS), (TIED, "pp2/m4/1f1b/dp1")])
+@pytest.mark.parametrize(
+    ("model", "plan"),
+    [
+        *((MODEL, plan) for plan in PLANS),
+        (TIED, "pp2/m4/1f1b/dp1"),
+        *((EXPERTS, f"m2/{plan}") for plan in ("dp2", "ep2")),
+    ],
+)
 def test_gradients_are_single_and_those_of_one_device_to_rounding(model: str, plan: str) -> None:
     (batch,) = batches(1, model)
     reference = Reference(torch.bfloat16, model=model)

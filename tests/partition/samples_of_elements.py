@@ -373,3 +373,9 @@ def _solve_triangular(d: Draw) -> Sample:
     definite = positive(*d.broadcast(lead), 3, 3) + torch.eye(3, dtype=torch.float64)
     side, left = d.one_of(((*lead, 3, n), True), ((*lead, n, 3), False))
     return sample("linalg_solve_triangular.default", definite, real(*side), upper=d.one_of(True, False), left=left)
+
+
+@case("histc")
+def _histogram(d: Draw) -> Sample:
+    """Of a stated range, beyond which nothing counts, or of that of the elements."""
+    return sample("histc.default", real(*d.shape(1, 3)), 4, *d.one_of((-1, 1), (0, 0)))

@@ -18,6 +18,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture.arithmetic import computed_once
 from galvatron.ir.capture.asked import as_in_eager
 from galvatron.ir.capture.batch import Batch, BatchDims, Dynamic, Place, read_batch
+from galvatron.ir.capture.bins import StatedBins
 from galvatron.ir.capture.branches import choosing
 from galvatron.ir.capture.checks import Noted, noting
 from galvatron.ir.capture.constants import ConstantsHaveValues, FixedBuffers
@@ -333,6 +334,7 @@ class _Training(nn.Module):
         with (
             as_in_eager(constants.has_values),
             repeating_lists(),
+            StatedBins(),
             refusing(),
             choosing(),
             constants,

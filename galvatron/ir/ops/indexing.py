@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from galvatron.ir.layout import PARTIAL
@@ -70,6 +71,34 @@ def _indexed(call: Call) -> OpDims:
     return OpDims(operands, (named,), sizes)
 
 
+def _index_added(call: Call) -> OpDims:
+    """`index_add` is a sum over the rows of `source`."""
+    return _added(_indexed(call), call, call.dims("dim", len(call.shape("self")))[0])
+
+
+def _scatter_added(call: Call) -> OpDims:
+    """`scatter_add` is a sum over what is along its dim, where each element of `src` has an index."""
+    dims, shape = along("dim")(call), call.shape("self")
+    if not shape or call.shape("index") != call.shape("src"):
+        return dims
+    return _added(dims, call, call.dims("dim", len(shape))[0])
+
+
+def _added(dims: OpDims, call: Call, dim: int) -> OpDims:
+    """The dims of an op that adds terms to its first operand, of which the last has some in each row of `dim`."""
+    index, source = call.operand_shapes()[1:]
+    if source[dim] == 1:
+        return dims
+    first, *rest = dims.operands
+    terms = [
+        tuple(("s",) if i == (dim if len(tensor) > 1 else 0) else names for i, names in enumerate(tensor))
+        for tensor in rest
+    ]
+    return replace(
+        dims, operands=(first, *terms), sizes={**dims.sizes, "s": source[dim]}, sums=frozenset({0, len(rest)})
+    )
+
+
 def _written(call: Call) -> OpDims:
     """`index_put`: dims that are not indexed are those of the values; a mask that chooses where one number goes is read
     element by element."""
@@ -121,9 +150,9 @@ OPERATORS: dict[str, Operator] = {
         along("dim"),
         written={"src": "self.scatter(dim, index, src)", "value": "self.scatter(dim, index, value)"},
     ),
-    "scatter_add": _write(along("dim"), written="self.scatter_add(dim, index, src)"),
+    "scatter_add": _write(_scatter_added, written="self.scatter_add(dim, index, src)"),
     "scatter_reduce": Operator(along("dim"), indices="index", moves="scatter"),
-    "index_add": _write(_indexed, written="self.index_add(dim, index, source, alpha=)"),
+    "index_add": _write(_index_added, written="self.index_add(dim, index, source, alpha=)"),
     "index_copy": _write(_indexed),
     "index_fill": _write(_indexed),
     "index_put": _write(_written, indices="indices", masks=True),

@@ -7,7 +7,7 @@ from functools import partial
 
 from galvatron.ir.layout import REPLICATE
 from galvatron.ir.ops import shapes
-from galvatron.ir.ops.call import Call, along, paired
+from galvatron.ir.ops.call import Call, along, paired, unnamed, whole
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.operator import OnSlices, Operator, alike
 
@@ -25,6 +25,16 @@ def _sum(call: Call) -> OpDims:
 def _terms(call: Call) -> OpDims:
     """A sum of terms that are not linear in the operand."""
     return replace(_sum(call), sums=frozenset())
+
+
+def _histogram(call: Call) -> OpDims:
+    """Of a stated range it is a sum over elements; the range of what is there depends on all of them."""
+    if call["min"] == call["max"]:
+        return whole(call)
+    (shape,) = call.operand_shapes()
+    operand = tuple((f"d{i}",) if size != 1 else () for i, size in enumerate(shape))
+    sizes = {f"d{i}": size for i, size in enumerate(shape) if size != 1}
+    return OpDims((operand,), tuple(map(unnamed, call.results)), sizes)
 
 
 def _logsumexp(call: Call) -> OpDims:
@@ -52,6 +62,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "nansum": Operator(_terms, moves="reduction"),
     "count_nonzero": Operator(_terms, moves="reduction"),
+    "histc": Operator(_histogram, moves="reduction"),
     "softmax": _softmax(written={"int": "F.softmax(self, dim=, dtype=)"}),
     "log_softmax": _softmax(written={"int": "F.log_softmax(self, dim=, dtype=)"}),
     **alike("_softmax _log_softmax", _softmax()),

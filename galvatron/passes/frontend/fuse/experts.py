@@ -83,7 +83,7 @@ def bound_of(ids: Arg, build: Builder) -> int | None:
 
 
 def _bound(name: str, build: Builder) -> int | None:
-    """See `bound_of`: places in a dimension, or what is clamped."""
+    """See `bound_of`: places in a dimension, remainders, or what is clamped."""
     op = build.producer(Ref(name))
     if op is None or not op.operands or build.types[name].dtype not in ("i32", "i64"):
         return None
@@ -95,6 +95,9 @@ def _bound(name: str, build: Builder) -> int | None:
         return size if is_place and isinstance(size, int) else None
     if op.name == "clamp" and isinstance(least := op.get("min"), int) and isinstance(most := op.get("max"), int):
         return most + 1 if 0 <= least <= most else None
+    if op.target == "aten.remainder.Scalar":  # of the divisor's sign
+        divisor = op["other"]
+        return divisor if type(divisor) is int and divisor > 0 else None
     places = op.target == "aten.repeat_interleave.Tensor"  # not elements, of what counts them
     return build.known(_bound, op.operands[0]) if op.name in (*_ELEMENTS, "sort") and not places else None
 
