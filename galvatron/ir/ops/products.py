@@ -108,7 +108,8 @@ def _work(_out: Any, a: Any, b: Any, *_: Any, **__: Any) -> Work:
 def _grouped_op_work(_op: Op, tensors: Sequence[Any], dims: OpDims | None) -> Work:
     """As many rows for each of all matrices, of which a rank may have some: what balanced experts come to."""
     (rows, inner), (matrices, columns, _), *_ = tensors
-    among = matrices if dims is None else dims.sizes[dims.operands[1][0][0]]
+    names = () if dims is None else dims.operands[1][0]
+    among = dims.sizes[names[0]] if dims is not None and names else matrices
     return product(matrices, rows / among, columns, inner)
 
 
