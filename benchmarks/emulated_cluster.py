@@ -18,7 +18,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -184,12 +184,18 @@ def rounds_of(run: Callable[[str], dict[str, Any]], contestants: Sequence[str], 
     return samples
 
 
-def rows_of(samples: dict[str, list[Sample]], batch: int, memory_bytes: int | None) -> list[Row]:
+def rows_of(
+    samples: dict[str, list[Sample]],
+    batch: int,
+    memory_bytes: int | None,
+    baselines: Collection[str] = tuple(BASELINES),
+) -> list[Row]:
     """The rows, best first.
 
     Args:
         batch: samples in a step.
         memory_bytes: a baseline that holds more is not the best one, however fast.
+        baselines: to the best of which ratios are.
 
     Raises:
         AssertionError: the contestants do not compute the same loss.
@@ -201,8 +207,8 @@ def rows_of(samples: dict[str, list[Sample]], batch: int, memory_bytes: int | No
     rates = {name: [batch / s.step_s for s in found] for name, found in samples.items()}
     peaks = {name: max(s.peak_bytes for s in found) for name, found in samples.items()}
     fits = {name: memory_bytes is None or peak <= memory_bytes for name, peak in peaks.items()}
-    baselines = [name for name in samples if name in BASELINES and fits[name]]
-    best = max(baselines, key=lambda name: statistics.median(rates[name]), default=None)
+    fitting = [name for name in samples if name in baselines and fits[name]]
+    best = max(fitting, key=lambda name: statistics.median(rates[name]), default=None)
     rows = [
         Row(
             contestant=name,
@@ -238,6 +244,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--plan", action="append", metavar="PLAN", help="shorthand, file, or search; repeatable")
     parser.add_argument("--baselines", type=_names, default=DEFAULT_BASELINES, help=f"of {','.join(BASELINES)}")
+    parser.add_argument("--against", action="append", metavar="PLAN", help="one that counts as a baseline; repeatable")
     parser.add_argument("--ranks-per-node", type=int, default=2)
     parser.add_argument("--rate", default="200mbit", help="of the link between the nodes, as tc writes it")
     parser.add_argument("--memory", type=parse_bytes, default=None, help="budget per rank, such as 120MiB")
@@ -250,15 +257,17 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--job", help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     per_node = arguments.ranks_per_node
+    arguments.against = arguments.against or []
     arguments.plan = arguments.plan or [f"dp{NODES * per_node}", f"pp2/m4/1f1b/dp{per_node}", "search"]
     return arguments
 
 
 def _names(text: str) -> list[str]:
-    unknown = [name for name in text.split(",") if name not in BASELINES]
+    names = [name for name in text.split(",") if name]
+    unknown = [name for name in names if name not in BASELINES]
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown baseline {unknown[0]!r}; there are {', '.join(BASELINES)}")
-    return text.split(",")
+    return names
 
 
 def measure(arguments: argparse.Namespace) -> list[Row]:
@@ -285,10 +294,10 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         }
         samples = rounds_of(
             lambda name: launcher.run({**job, "contestant": name}, [per_node] * NODES),
-            [*arguments.baselines, *arguments.plan],
+            [*arguments.baselines, *arguments.against, *arguments.plan],
             arguments.rounds,
         )
-    rows = rows_of(samples, arguments.samples, arguments.memory)
+    rows = rows_of(samples, arguments.samples, arguments.memory, (*BASELINES, *arguments.against))
     facts = {
         "rate": arguments.rate,
         "ranks_per_node": per_node,

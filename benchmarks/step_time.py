@@ -240,7 +240,7 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a tiny model and few rounds: does it run at all")
     parser.add_argument("--cases", type=names, default=list(CASES), help=f"of {','.join(CASES)}")
@@ -248,7 +248,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=3, help="how often a case is started anew")
     parser.add_argument("--rounds", type=int, default=5, help="in each job")
     parser.add_argument("--samples", type=int, default=2, help="in the batch, per rank")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     size = Size(512, 64, 128, 4, 4, 32) if arguments.quick else replace(Size(), sequence=128)
     jobs, rounds = (1, 3) if arguments.quick else (arguments.jobs, arguments.rounds)
     rows: list[Row] = []

@@ -31,7 +31,7 @@ from galvatron.batches import BatchLike, BatchReader
 from galvatron.bugs import ours
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import CompiledModel
-from galvatron.costs.estimate import estimate_plan, setting_of
+from galvatron.costs.estimate import cost_model, estimate_plan, setting_of
 from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError
@@ -43,8 +43,9 @@ from galvatron.ir.device import Device
 from galvatron.ir.documents import shown
 from galvatron.ir.files import cache_directory
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import PlanShorthand, read_plan, with_plan
+from galvatron.ir.planned import PlanShorthand, in_pieces, read_plan, with_plan
 from galvatron.ir.program import Program
+from galvatron.ir.skew import ALL, EVEN, skew_problem
 from galvatron.passes import FRONT_END
 from galvatron.passes.pipeline import Instrument
 from galvatron.plain import plain_torch
@@ -67,11 +68,19 @@ NOMINAL_DEVICE = "a100-80g"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A prediction: seconds per step, peak bytes per device of each pipeline rank, and what both are made of."""
+    """A prediction: seconds per step, peak bytes per device of each pipeline rank, and what both are made of.
+
+    Where rows choose, such as tokens among experts, these are for the plan's `skew`: the rows of the rank that has most
+    over the mean. `balanced` is what is predicted where all choose evenly, and no device needs more than `bound_bytes`,
+    whatever they choose. All three are None where none do.
+    """
 
     step_time_s: float
     peak_bytes: tuple[int, ...]
     stages: tuple[StageReport, ...]
+    skew: float | None = None
+    balanced: Estimate | None = None
+    bound_bytes: tuple[int, ...] | None = None
 
     def _repr_html_(self) -> str:
         title = f"a step is predicted to take {format_seconds(self.step_time_s)}"
@@ -355,6 +364,7 @@ def estimate(
     global_batch_size: int | None = None,
     inductor: bool = False,
     optimizer: OptimizerFactory | None = None,
+    skew: float | None = None,
 ) -> Estimate:
     """Predicted step time and memory of a plan: the objective that `search` minimises, evaluated for one plan.
 
@@ -362,6 +372,7 @@ def estimate(
         program, cluster, inductor, optimizer: see `search`.
         plan: see `compile`.
         global_batch_size: samples per step; None is what the plan says, or the size of the example batch.
+        skew: see `SearchOptions`; None is what the plan says.
 
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
@@ -369,13 +380,25 @@ def estimate(
         GalvatronError: another argument is wrong.
     """
     own = _parsed_plan(plan)
+    if skew is not None and (problem := skew_problem(skew)):
+        raise GalvatronError(f"skew {problem}, not {shown(skew)}")
     size = _batch_size(own, global_batch_size)
     costed = with_costs(valid(program), required_cluster(cluster), size, inductor, optimizer)
     planned = with_plan(costed, own)
     with ours("estimating a plan", planned):
         chosen = planned.required_plan
-        step_time_s, stages = estimate_plan(costed, chosen)
-        return Estimate(step_time_s, peak_bytes(setting_of(costed, chosen), stages), stages)
+        if skew is not None and chosen.skew is not None:
+            chosen = replace(chosen, skew=float(skew))
+        found = _estimated(costed, chosen, chosen.skew)
+        if chosen.skew is None:
+            return found
+        even, bound = (_estimated(costed, chosen, uneven) for uneven in (EVEN, ALL))
+        return replace(found, skew=chosen.skew, balanced=even, bound_bytes=bound.peak_bytes)
+
+
+def _estimated(costed: Program, plan: Plan, skew: float | None) -> Estimate:
+    step_time_s, stages = estimate_plan(costed, plan, model=cost_model(in_pieces(costed, plan), skew))
+    return Estimate(step_time_s, peak_bytes(setting_of(costed, plan), stages), stages)
 
 
 @plain_torch()

@@ -31,6 +31,8 @@ class SearchOptions:
         objective: `"time"`: the shortest step; `"memory"`: the fastest of the plans with the least memory.
         width: how many partial choices of a stage are followed behind each layer: more find faster plans, prove more of
             them, and take longer. None: 64.
+        skew: of rows that go to the ranks of what they choose, such as tokens to experts: how many the rank has that
+            has most, over the mean. Time and memory of plans are those of that rank. None: 1.25.
         time_limit_s: seconds after which the best plan so far is taken; `plan.search.gap` says what is proven of it.
 
     Raises:
@@ -48,6 +50,7 @@ class SearchOptions:
     recompute: tuple[str, ...] | None = None
     objective: str = "time"
     width: int | None = None
+    skew: float | None = None
     time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +66,8 @@ class SearchOptions:
                 raise GalvatronError(f"option {name!r} of a search is a whole number of at least 1, not {count!r}")
         if self.time_limit_s is not None and type(self.time_limit_s) is int:
             object.__setattr__(self, "time_limit_s", float(self.time_limit_s))
+        if type(self.skew) is int:
+            object.__setattr__(self, "skew", float(self.skew))
         self.check()
 
     def check(self) -> None:
@@ -95,6 +100,7 @@ class SearchOptions:
                 "micro_batches": self.micro_batches,
                 "objective": self.objective,
                 "width": self.width,
+                "skew": self.skew,
                 "time_limit_s": self.time_limit_s,
             },
         }

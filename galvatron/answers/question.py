@@ -83,7 +83,10 @@ class Question:
         costed = with_costs(program, cluster, batch)
         told = fitted(plan, costed, cluster.world_size, batch)
         budget = memory_bytes or told.search.budget_bytes or cluster.default_budget_bytes
-        return Question(costed, told, budget, options or SearchOptions())
+        options = options or SearchOptions()
+        if options.skew is None:
+            options = replace(options, skew=told.skew)
+        return Question(costed, told, budget, options)
 
     @cached_property
     def candidates(self) -> Program:

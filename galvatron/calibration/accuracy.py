@@ -13,6 +13,7 @@ from galvatron.costs.sharded import ShardedCostModel
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Form, Program
+from galvatron.ir.skew import EVEN
 from galvatron.printing import text_table
 from galvatron.runtime import StepMetrics, World, comm
 from galvatron.units import format_bytes, format_seconds, relative_error
@@ -180,7 +181,8 @@ def _beside(
 def on_cluster(planned: Program, cluster: Cluster) -> tuple[Program, ShardedCostModel]:
     """A planned program on another cluster than that by which it was sharded, and its costs there."""
     clustered = replace(planned, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
-    model = ShardedCostModel(clustered, cluster, sharded_for=planned.required_cluster)
+    skew = planned.required_plan.skew or EVEN
+    model = ShardedCostModel(clustered, cluster, sharded_for=planned.required_cluster, skew=skew)
     return replace(planned, cluster=cluster), model
 
 

@@ -18,6 +18,7 @@ from galvatron.cli.inputs import (
     read_program,
 )
 from galvatron.cli.optimizers import OptimizerText, read_optimizer
+from galvatron.cli.space import Skew
 
 
 def command(
@@ -28,6 +29,7 @@ def command(
     parts: Annotated[
         bool, typer.Option("--breakdown", help="Say what the time and the memory of each stage are made of.")
     ] = False,
+    skew: Skew = None,
     inductor: Inductor = False,
     optimizer: OptimizerText = None,
     json: Json = False,
@@ -43,7 +45,13 @@ def command(
 
     trains = read_optimizer(optimizer)
     estimate = api.estimate(
-        program, chosen, machines, global_batch_size=chosen.global_batch_size, inductor=inductor, optimizer=trains
+        program,
+        chosen,
+        machines,
+        global_batch_size=chosen.global_batch_size,
+        inductor=inductor,
+        optimizer=trains,
+        skew=skew,
     )
     stages = breakdown(estimate.step_time_s, estimate.stages, chosen.micro_batches) if parts else ()
     if json:

@@ -22,6 +22,7 @@ from galvatron.cli.space import (
     Require,
     Roles,
     ScheduleName,
+    Skew,
     TimeLimit,
     Width,
     Zero,
@@ -62,6 +63,7 @@ def command(
     recompute: Recompute = None,
     objective: Objective = "time",
     width: Width = None,
+    skew: Skew = None,
     time_limit: TimeLimit = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="PLAN.json", parser=file_to_write, help="Where it goes.")
@@ -77,7 +79,7 @@ def command(
     budgets = () if memory is None else read_budgets(memory)
     batches = read_batches(global_batch)
     options = search_options(
-        require, forbid, max_tp, pp, schedule, micro_batches, roles, zero, recompute, objective, width, time_limit
+        require, forbid, max_tp, pp, schedule, micro_batches, roles, zero, recompute, objective, width, skew, time_limit
     )
     machines = read_cluster(cluster)
     program = read_program(program_file)

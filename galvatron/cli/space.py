@@ -43,6 +43,12 @@ Width = Annotated[
     int | None,
     typer.Option("--width", min=1, max=REPEATS, metavar="N", help="Partial choices that are followed; default: 64."),
 ]
+Skew = Annotated[
+    float | None,
+    typer.Option(
+        "--skew", min=1, metavar="RATIO", help="Rows of the rank with most over the mean, of experts; default: 1.25."
+    ),
+]
 TimeLimit = Annotated[
     float | None, typer.Option("--time-limit", metavar="SECONDS", help="Then the best plan so far is taken.")
 ]
@@ -60,6 +66,7 @@ def search_options(
     recompute: str | None,
     objective: str,
     width: int | None,
+    skew: float | None,
     time_limit: float | None,
 ) -> SearchOptions:
     """The options that the command line says.
@@ -81,6 +88,7 @@ def search_options(
         recompute=_words(recompute),
         objective=objective,
         width=width,
+        skew=skew,
         time_limit_s=time_limit,
     )
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from galvatron.breakdown import TITLES
-from galvatron.cli.output import tie_line
+from galvatron.cli.output import say, tie_line
 from galvatron.ir.plan import runs
 from galvatron.printing import cell, wide_console
 from galvatron.units import format_bytes, format_seconds
@@ -56,8 +56,17 @@ def print_plan(plan: Plan, program: Program) -> None:
 
 def print_estimate(estimate: Estimate, plan: Plan, program: Program) -> None:
     """Prints the table of a plan with the figures of an estimate to stdout."""
-    predicted = dataclasses.replace(plan, step_time_s=estimate.step_time_s, peak_bytes=estimate.peak_bytes)
+    predicted = dataclasses.replace(
+        plan, step_time_s=estimate.step_time_s, peak_bytes=estimate.peak_bytes, skew=estimate.skew
+    )
     print_plan(predicted, program)
+    if estimate.balanced is not None and estimate.bound_bytes is not None:
+        even = estimate.balanced
+        say(
+            f"where rows choose evenly: step {format_seconds(even.step_time_s)}, "
+            f"peak memory {format_bytes(max(even.peak_bytes))}; wherever they go: peak memory at most "
+            f"{format_bytes(max(estimate.bound_bytes))}"
+        )
 
 
 def estimate_json(estimate: Estimate, stages: Sequence[StageBreakdown] = ()) -> str:

@@ -32,7 +32,7 @@ from galvatron.costs.acts import (
     Step,
     StepEnd,
 )
-from galvatron.costs.sending import communicated
+from galvatron.costs.sending import communicated, is_uneven
 from galvatron.costs.watch import Watch
 from galvatron.ir.fakes import described
 from galvatron.ir.graph import Graph, Op, Ref, Value, map_refs
@@ -42,6 +42,7 @@ from galvatron.ir.ops.arguments import typed
 from galvatron.ir.ops.kernels import call_on
 from galvatron.ir.ops.table import derived
 from galvatron.ir.random import without_site
+from galvatron.ir.skew import EVEN
 from galvatron.ir.types import TensorType
 from galvatron.recompute import running
 
@@ -51,12 +52,13 @@ ANY_AXIS = "any"
 
 class Setting(NamedTuple):
     """Where calls run: the kind of device, whether `torch.compile` compiles them, where torch is to show what runs
-    (`cpu` or `meta`), and the local batch size."""
+    (`cpu` or `meta`), the local batch size, and how unevenly rows choose (`galvatron.ir.skew`)."""
 
     kind: str
     compiled: bool
     on: str
     batch: int
+    skew: float = EVEN
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,11 @@ class Called:
         )
         key = (op.target, typed(args), tuple((k, typed(arg)) for k, arg in kwargs), types, op.function, ranks)
         return _called(_Key(key, replace(op, args=args, kwargs=kwargs)))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether what it does depends on how many rows choose something of the rank."""
+        return is_uneven(self.op)
 
     def graph(self) -> Graph:
         """The op alone, as a graph."""
@@ -374,7 +381,7 @@ def _function(called: Called, setting: Setting) -> Callable[[Sequence[torch.Tens
 
     def run(operands: Sequence[torch.Tensor], watch: Watch) -> list[torch.Tensor]:
         def collective(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return communicated(op, args, kwargs, axis, watch, setting.batch)
+            return communicated(op, args, kwargs, axis, watch, setting.batch, setting.skew)
 
         values = {value.name: tensor for value, tensor in zip(graph.inputs, operands, strict=True)}
         found = run_graph(graph, values, batch=setting.batch, handler=collective, device=setting.on, calls=calls)

@@ -28,6 +28,7 @@ from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.recompute import IN_STEPS, replays, selective_steps
+from galvatron.ir.skew import EVEN
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 
 
@@ -88,6 +89,11 @@ class Layer:
         """What each op calls."""
         axes = zip(self.graph.ops, self.axes, strict=True)
         return tuple(Called.of(op, axis.size if axis else 1) for op, axis in axes)
+
+    @cached_property
+    def uneven(self) -> bool:
+        """Whether what it does depends on how many rows choose something of the rank."""
+        return any(called.uneven for called in self.called)
 
     @cached_property
     def pieces(self) -> tuple[tuple[tuple[int, ...], Graph, bool], ...]:
@@ -207,7 +213,9 @@ class Composed:
     def _call(self, index: int, replayed: Replayed | None) -> list[str]:
         """Runs one op, and names its results."""
         names, op = self.layer.operands[index], self.layer.graph.ops[index]
-        one = call(self.layer.called[index], self.setting, tuple(self._forms[name] for name in names))
+        called = self.layer.called[index]
+        setting = self.setting if called.uneven else self.setting._replace(skew=EVEN)
+        one = call(called, setting, tuple(self._forms[name] for name in names))
         local = {i: self.places[name] for i, name in enumerate(names)}
         self.calls[index], self._local[index] = one, local
         inner: set[int] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from galvatron.costs.kept import KeptCosts, keeping
 from galvatron.costs.model import CostModel
@@ -13,28 +14,40 @@ from galvatron.ir.ops.table import as_shipped, derived
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import epilogue, fitted, in_pieces
 from galvatron.ir.program import Form, Program
+from galvatron.ir.skew import EVEN
 from galvatron.ir.text import print_program
 from galvatron.ir.versions import digest
 
+if TYPE_CHECKING:
+    from galvatron.costs.sharded import ShardedCostModel
 
-def cost_model(program: Program) -> CostModel:
+
+def cost_model(program: Program, skew: float | None = None) -> CostModel:
     """The costs of a clustered program on its cluster, read off its sharded graphs, or off what is kept of these
     (`costs.kept`).
+
+    Args:
+        skew: how unevenly rows choose (`galvatron.ir.skew`); None where none do.
 
     Raises:
         PlanError: the program has no cluster.
     """
     clustered = replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
-    kept = keeping()
-    model = kept and _kept_model(clustered, kept.folder)
+    kept, skew = keeping(), EVEN if skew is None else skew
+    model = kept and _kept_model(clustered, skew, kept.folder)
     if kept is None or model is None:
-        return _cost_model(clustered)
+        return _cost_model(clustered, skew)
     kept.models.append(model)
     return model
 
 
+@derived(maxsize=4)
+def _cost_model(program: Program, skew: float) -> CostModel:
+    return _even_costs(program) if skew == EVEN else _even_costs(program).under(skew)
+
+
 @derived(maxsize=2)
-def _cost_model(program: Program) -> CostModel:
+def _even_costs(program: Program) -> ShardedCostModel:
     """One model for the passes that ask in turn: sharding and profiling a class takes longer than anything else."""
     from galvatron.costs.sharded import ShardedCostModel
 
@@ -42,10 +55,10 @@ def _cost_model(program: Program) -> CostModel:
 
 
 @derived(maxsize=2)
-def _kept_model(program: Program, folder: Path) -> KeptCosts | None:
+def _kept_model(program: Program, skew: float, folder: Path) -> KeptCosts | None:
     """The same with what is kept in a folder; None for a program whose operators this process alone knows."""
     text = print_program(program)
-    return KeptCosts(_cost_model(program), digest(text), folder) if as_shipped(text) else None
+    return KeptCosts(_cost_model(program, skew), digest(text, str(skew)), folder) if as_shipped(text) else None
 
 
 def estimate_plan(
@@ -54,14 +67,14 @@ def estimate_plan(
     """Predicted step time in seconds of a plan, and a report per stage, at the program's batch size on its cluster.
 
     Args:
-        model: the costs to use; those of the sharded program when None.
+        model: the costs to use; those of the sharded program under the plan's skew when None.
 
     Raises:
         PlanError: the plan does not fit the program, the cluster's number of devices or the batch.
     """
     world_size = program.cluster.world_size if program.cluster is not None else plan.world_size
     plan = fitted(plan, program, world_size, program.batch_size)
-    model = model or cost_model(in_pieces(program, plan))
+    model = model or cost_model(in_pieces(program, plan), plan.skew)
     return evaluate_plan(model, setting_of(program, plan), plan.stages)
 
 

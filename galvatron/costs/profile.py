@@ -21,6 +21,7 @@ from galvatron.ir.layout import Axis
 from galvatron.ir.ops.kernels import BY_DEVICE
 from galvatron.ir.ops.table import derived
 from galvatron.ir.ops.work import Work
+from galvatron.ir.skew import EVEN
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
 
@@ -37,6 +38,7 @@ def profile_graph(
     at: int | None = None,
     kind: str = "cpu",
     compiled: bool = False,
+    skew: float = EVEN,
 ) -> Profile:
     """Runs what a graph does in training at two batch sizes and puts lines through that.
 
@@ -47,9 +49,10 @@ def profile_graph(
         at: the local batch size that matters, for a graph that is not linear in it: one that pairs samples.
         kind: of the device that runs it (`Device.kind`).
         compiled: whether `torch.compile` compiles it (`costs.fusion`).
+        skew: how unevenly rows choose (`galvatron.ir.skew`).
     """
     layer = Layer.of(graph, mesh, differentiable)
-    return profile_layer(layer, recompute, at=at, kind=kind, compiled=compiled).on(layer.groups)
+    return profile_layer(layer, recompute, at=at, kind=kind, compiled=compiled, skew=skew).on(layer.groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +69,17 @@ class Doing:
 
 
 def profile_layer(
-    layer: Layer, recompute: str, *, at: int | None = None, kind: str = "cpu", compiled: bool = False
+    layer: Layer,
+    recompute: str,
+    *,
+    at: int | None = None,
+    kind: str = "cpu",
+    compiled: bool = False,
+    skew: float = EVEN,
 ) -> Doing:
     """As `profile_graph`, of what a step that trains runs; once for all layers that do the same."""
     batches = _batches(layer.graph, layer.mesh) if at is None else (at, 2 * at)
-    return _profile(_Alike(layer), recompute, batches, at, kind, compiled)
+    return _profile(_Alike(layer), recompute, batches, at, kind, compiled, skew if layer.uneven else EVEN)
 
 
 @dataclass(frozen=True)
@@ -88,14 +97,20 @@ class _Alike:
 
 @derived(maxsize=1 << 12)
 def _profile(
-    alike: _Alike, recompute: str, batches: tuple[int, int], at: int | None, kind: str, compiled: bool
+    alike: _Alike,
+    recompute: str,
+    batches: tuple[int, int],
+    at: int | None,
+    kind: str,
+    compiled: bool,
+    skew: float,
 ) -> Doing:
     layer = alike.layer
     on = _device_of(kind, layer.graph)
     while True:
         try:
             with silence():
-                settings = (Setting(kind, compiled, on, batch) for batch in batches)
+                settings = (Setting(kind, compiled, on, batch, skew) for batch in batches)
                 first, second = (_Observed(layer, setting, recompute) for setting in settings)
             break
         except (IndexError, RuntimeError, ValueError):

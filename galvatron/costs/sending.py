@@ -10,20 +10,31 @@ import torch
 
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import Watch
-from galvatron.ir.collectives import MESSAGES, Conversion, conversion_of, copies
+from galvatron.ir.collectives import COLLECTIVES, MESSAGES, Conversion, conversion_of, copies, ends
 from galvatron.ir.graph import Op
-from galvatron.ir.layout import Axis
+from galvatron.ir.layout import Axis, is_routed
+from galvatron.ir.skew import most_rows
+from galvatron.ir.spmd import on_slices
 from galvatron.ir.types import evaluate
 
 
 def communicated(
-    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, watch: Watch, batch: int
+    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, watch: Watch, batch: int, skew: float
 ) -> torch.Tensor:
     """The result of an op that communicates on an axis, on tensors without memory; the watch is told what it sends."""
     if op.namespace == "spmd":
-        return run_on_slice(op, args, kwargs, axis, partial(_record, watch, axis), watch.kind)
+        return run_on_slice(op, args, kwargs, axis, partial(_record, watch, axis), watch.kind, skew)
     shape = [evaluate(d, batch) for d in op.result.type.shape]
+    if is_routed(ends(op)[1]):
+        shape[0] = most_rows(shape[0], axis.size, skew)
     return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, watch)
+
+
+def is_uneven(op: Op) -> bool:
+    """Whether what an op of a local graph does depends on how many rows choose something of the rank."""
+    if op.namespace == "comm":
+        return COLLECTIVES[op.target].routes
+    return op.namespace == "spmd" and on_slices(op).routes
 
 
 def _record(watch: Watch, axis: Axis, kind: str, payload_bytes: int) -> None:

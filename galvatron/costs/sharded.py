@@ -6,6 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from operator import attrgetter, itemgetter
@@ -32,6 +33,7 @@ from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.recompute import rereads
+from galvatron.ir.skew import EVEN
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.types import evaluate
 from galvatron.machine import Machine
@@ -47,27 +49,38 @@ class _AsRun(TypedDict):
 
     kind: str
     compiled: bool
+    skew: float
 
 
 class ShardedCostModel(CostModel):
     """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
 
-    def __init__(self, program: Program, cluster: Cluster, sharded_for: Cluster | None = None) -> None:
+    def __init__(
+        self, program: Program, cluster: Cluster, sharded_for: Cluster | None = None, skew: float = EVEN
+    ) -> None:
         """
         Args:
             sharded_for: the cluster whose rates decided how classes are sharded, if another than that which runs them.
+            skew: how unevenly rows choose (`galvatron.ir.skew`): costs are those of the rank that has most.
         """
         self.program, self.machine = program, Machine(cluster)
         self.layers = program.planned_layers
         self._partitioner = Partitioner(program, sharded_for or cluster)
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
-        self._as_run: _AsRun = {"kind": cluster.device.kind, "compiled": program.inductor}
+        self._as_run: _AsRun = {"kind": cluster.device.kind, "compiled": program.inductor, "skew": skew}
         self._profiled = partial(profile_graph, **self._as_run)
         self._parameter_costs = ParameterCosts(self.machine)
         self._epilogue = epilogue(program)
         held = [self._held(index) for index in range(len(self.layers))]
         self._borders = Borders(program, held, self._partitioner, Conversions(self._profiled, self.machine))
+
+    def under(self, skew: float) -> ShardedCostModel:
+        """The costs where rows choose less or more evenly; classes are cut alike, and no such rows cross borders."""
+        other = copy(self)
+        other._as_run, other._cache = {**self._as_run, "skew": skew}, {}
+        other._profiled = partial(profile_graph, **other._as_run)
+        return other
 
     def tied(self) -> Mapping[str, tuple[int, ...]]:
         return self._tied
@@ -128,9 +141,11 @@ class ShardedCostModel(CostModel):
         """What a layer of a class does, by one of all that do the same."""
         key = ("doing", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties))
         if key not in self._cache:
-            doing = profile_layer(self._local(cls, strategy, ties), strategy.recompute, **self._as_run)
+            local_layer = self._local(cls, strategy, ties)
+            doing = profile_layer(local_layer, strategy.recompute, **self._as_run)
             doing = self._beside_what_it_reads(doing, cls, strategy, ties)
-            if self.machine.knows_layers and not self.program.inductor:  # measured as they run without it
+            as_measured = not self.program.inductor and (self._as_run["skew"] == EVEN or not local_layer.uneven)
+            if self.machine.knows_layers and as_measured:
                 local = local_class(self.program, self._partitioner, cls, strategy, ties)
                 doing = replace(doing, profile=replace(doing.profile, fingerprint=local.fingerprint))
                 _tell_unmeasured(local, self.machine)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from galvatron.ir.graph import Op
 from galvatron.ir.interpreter import torch_op
@@ -14,6 +15,7 @@ from galvatron.ir.layout import Axis
 from galvatron.ir.ops.kernels import call_on
 from galvatron.ir.ops.schemas import whole_target
 from galvatron.ir.ops.table import operator_of
+from galvatron.ir.skew import EVEN, most_rows
 from galvatron.ir.spmd import KEYWORDS, on_slices
 from galvatron.recompute import keep
 
@@ -22,10 +24,20 @@ Record = Callable[[str, int], None]
 
 
 def run_on_slice(
-    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any], axis: Axis, record: Record, kind: str = "cpu"
+    op: Op,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    axis: Axis,
+    record: Record,
+    kind: str = "cpu",
+    skew: float = EVEN,
 ) -> Any:
     """The result of an op of `ir.spmd` on fake tensors of a kind of device, with its collectives recorded forward and
-    backward."""
+    backward.
+
+    Args:
+        skew: how unevenly rows choose (`galvatron.ir.skew`).
+    """
     own = {k: v for k, v in kwargs.items() if k not in KEYWORDS}
     if ring := on_slices(op).ring:
         mask = (dict(zip(op.arguments, args, strict=False)) | own).get(operator_of(op).mask)
@@ -34,6 +46,8 @@ def run_on_slice(
         attention = call_on(kind, f"aten.{op.name}") or getattr(torch.ops.aten, op.name)
         return _Ring.apply(*args[:3], mask, turns, axis, record, partial(attention, **options))
     counterpart = on_slices(op)
+    if counterpart.routes:
+        return _of_chosen(op, *args, axis.size, skew)
     rows = args[0].detach().flatten(2).select(-1, 0)[0] if counterpart.channels else args[0].detach()[..., 0]
 
     def per_rank(kind: str, numbers: int) -> int:
@@ -48,6 +62,16 @@ def run_on_slice(
         sent = [(kind, per_rank(kind, numbers) * _bytes(rows)) for kind, numbers in counterpart.backward]
         first.register_hook(lambda _: [record(*message) for message in sent] and None)
     return result
+
+
+def _of_chosen(op: Op, rows: Any, weight: Any, ids: Any, ranks: int, skew: float) -> Any:
+    """What a rank computes that has some of the matrices: of the rows that have come by what they choose all, of rows
+    that all ranks have those that choose one of its own; the others are zero."""
+    function = torch_op(whole_target(op.target))
+    if op.kwarg("routed") is True:
+        return function(rows, weight, ids.new_empty(len(rows)))
+    own = most_rows(len(rows) / ranks, ranks, skew)
+    return F.pad(function(rows[:own], weight, ids[:own]), (0, 0, 0, len(rows) - own))
 
 
 def _sent(rows: Any, kind: str, numbers: int, record: Record) -> Any:

@@ -95,7 +95,7 @@ class Shard:
 
     With `by` a rank has not the rows of a slice, but those of all ranks' slices for which the value of that name, whole
     numbers, chooses something that this rank has. How many these are is known at run time; the type says how many there
-    are where all choose evenly.
+    are where all choose evenly, and there are no more than the axis has ranks times as many (`galvatron.ir.skew`).
     """
 
     dim: int

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from galvatron.errors import PlanError, did_you_mean
 from galvatron.ir import limits
 from galvatron.ir.documents import shown
+from galvatron.ir.skew import skew_problem
 from galvatron.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def numbers(plan: Plan) -> Iterator[Problem]:
     for size in plan.peak_bytes or ():
         if not 0 <= size <= limits.SIZE:
             yield ("plan", "peak_bytes"), f"plan field 'peak_bytes' must have sizes in bytes, not {shown(size)}"
+    if plan.skew is not None and (problem := skew_problem(plan.skew)):
+        yield ("plan", "skew"), f"plan field 'skew' {problem}; not {shown(plan.skew)}"
     search = plan.search
     if not (0 <= search.gap <= 1 and 0 <= search.budget_bytes <= limits.SIZE and search.bound_s >= 0):
         yield ("plan",), "plan field 'search' must have a budget and a bound that are not negative, and a gap up to 1"

@@ -19,6 +19,8 @@ from galvatron.ir.files import exists
 from galvatron.ir.micro_batches import coupling, epilogue_coupling
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Form, Layer, LayerKind, Program
+from galvatron.ir.skew import SKEW
+from galvatron.ir.spmd import chosen_matrices
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.ties import tied_classes
 from galvatron.ir.types import BATCH, BatchSizes, Length
@@ -167,6 +169,7 @@ def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global
     """The plan, or what a shorthand means, for a program (clustered to planned), world size and batch.
 
     Of ties it says what the plan leaves out: kept in parts where all their layers would keep them so, whole otherwise.
+    Of a program whose rows choose it says how unevenly they may, by `SKEW` unless the plan does.
     A plan for another batch loses what was predicted for that one.
 
     Raises:
@@ -175,7 +178,14 @@ def fitted(plan: Plan | PlanShorthand, program: Program, world_size: int, global
     if isinstance(plan, PlanShorthand):
         return resolve(program, plan, global_batch_size, world_size)
     check(plan, program, world_size, global_batch_size)
-    return with_ties(plan.for_batch(global_batch_size), tied_layers(program))
+    plan = replace(plan.for_batch(global_batch_size), skew=skew_of(program, plan.skew))
+    return with_ties(plan, tied_layers(program))
+
+
+def skew_of(program: Program, asked: float | None) -> float | None:
+    """How unevenly rows of a program may choose, where `SKEW` is what nobody asked; None where none do."""
+    chosen = any(chosen_matrices(cls.graph) for cls in program.classes)
+    return (asked or SKEW) if chosen else None
 
 
 def tied_layers(program: Program) -> dict[str, tuple[int, ...]]:

@@ -41,7 +41,7 @@ class FieldKind:
 @dataclass(frozen=True)
 class Field:
     """A field of a record. `kind` is None in a record within the record (`cls`), in a tuple of such (`many`), and in
-    what is read apart. A record within that is its `default` is not written."""
+    what is read apart. A record within that is its `default` is not written, nor is a field that is `optional`."""
 
     name: str
     kind: FieldKind | None
@@ -49,6 +49,11 @@ class Field:
     required: bool
     default: Any = None
     many: bool = False
+    optional: bool = False
+
+    def is_said(self, record: Any) -> bool:
+        """Whether the field of a record is written."""
+        return not self.optional or getattr(record, self.name) != self.default
 
     @property
     def word(self) -> str:
@@ -111,6 +116,9 @@ _KINDS: dict[Any, FieldKind] = {
     ),
 }
 
+OPTIONAL = {"optional": True}
+"""Metadata of a field that is not written where it is its default."""
+
 APART = {"apart": True}
 """Metadata of a field that is of no kind, and is read and written by itself."""
 
@@ -129,9 +137,9 @@ def fields_of(cls: type) -> tuple[Field, ...]:
         if kind is None and inner is None and field.metadata != APART:
             raise TypeError(f"{cls.__name__}.{field.name} is of a type that no kind of field has")
         required = field.default is dataclasses.MISSING
-        fields.append(
-            Field(field.name, kind, inner, required, None if required else field.default, many and inner is not None)
-        )
+        default = None if required else field.default
+        optional = field.metadata == OPTIONAL
+        fields.append(Field(field.name, kind, inner, required, default, many and inner is not None, optional))
     return tuple(fields)
 
 

@@ -69,7 +69,7 @@ def op_kernels(
 def _work(op: Op, dims: OpDims | None, sizes: Mapping[str, float], shapes: Sequence[tuple[float, ...]]) -> Work | None:
     """The arithmetic of an op that contracts dimensions; None of any other."""
     if op_work := operator_of(op).op_work:
-        return op_work(op, shapes)
+        return op_work(op, shapes, dims)
     if dims is None or len(dims.products) < 2:
         return None
     first, *others = ({n for names in dims.operands[i] for n in names} for i in sorted(dims.products))

@@ -16,7 +16,7 @@ from galvatron.ir.ops.table import kernel_work, op_dims
 from galvatron.ir.types import evaluate
 from galvatron.machine.operators import LocalTensor, op_kernels
 from tests.partition import every_sample  # noqa: F401  # it fills CASES
-from tests.partition.samples import CASES, Draw, Sample, sample
+from tests.partition.samples import CASES, Draw, Sample, below, real, sample
 
 PRODUCTS = [
     "linear", "mm", "bmm", "addmm", "baddbmm", "matmul", "convolution", "conv1d", "conv2d", "conv3d",
@@ -86,3 +86,18 @@ def test_attention_is_one_kernel_forward_and_one_backward(causal: bool) -> None:
     query, key, value = (torch.randn(2, 3, 6, 4) for _ in range(3))
     call = sample("scaled_dot_product_attention.default", query, key, value, None, 0.0, causal)
     assert said(call) == run(call) == (4 * 2 * 3 * 6 * 6 * 4 / (1 + causal), 10 * 2 * 3 * 6 * 6 * 4 / (1 + causal))
+
+
+def test_a_rank_with_some_of_the_matrices_multiplies_the_rows_that_choose_one_of_these() -> None:
+    """As many as choose each where all choose evenly."""
+    rows, matrices, own, columns, inner = 12, 4, 2, 3, 5
+    call = sample(
+        "galvatron.grouped_linear.default", real(rows, inner), real(matrices, columns, inner), below(matrices, rows)
+    )
+    dims, shapes = dims_of(call), ((rows, inner), (own, columns, inner), (rows,), (rows, columns))
+    sizes = {"t": rows, "e": own, "n": columns, "k": inner}
+    tensors = [LocalTensor("i64" if len(shape) == 1 else "f64", shape) for shape in shapes]
+    differentiable = {*call.op.operands[:2], *(value.name for value in call.op.results)}
+    forward, *backward = op_kernels(call.op, dims, sizes, tensors, differentiable)
+    assert forward.flop == 2 * (rows * own / matrices) * columns * inner
+    assert sum(kernel.flop for kernel in backward) == 2 * forward.flop

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import Partial, Replicate
 from galvatron.ir.ops.call import Call, DimsFunction
-from galvatron.ir.ops.notation import Shape
+from galvatron.ir.ops.notation import OpDims, Shape
 from galvatron.ir.ops.work import Work
 
 ShapesFunction = Callable[[Call], tuple[Shape, ...]]
@@ -117,8 +117,9 @@ class Operator:
     """How its kernel, and that of its gradient, goes through memory, where that bounds it."""
     work: Callable[..., Work] | None = None
     """The arithmetic of a call of its kernel, given its result and its arguments; without it, it is bound by memory."""
-    op_work: Callable[[Op, Sequence[Any]], Work | None] | None = None
-    """The arithmetic of an op on the shapes of its operands and results, where its named dimensions do not say it."""
+    op_work: Callable[[Op, Sequence[Any], OpDims | None], Work | None] | None = None
+    """The arithmetic of an op on the shapes of a rank's operands and results, given its named dimensions, where these
+    alone do not say it."""
 
     pointwise: bool = False
     """Each element of the result follows from those at its place, though torch does not tag it so."""

@@ -105,10 +105,12 @@ def _work(_out: Any, a: Any, b: Any, *_: Any, **__: Any) -> Work:
     return product(count, a.shape[-2], b.shape[-1], a.shape[-1])
 
 
-def _grouped_op_work(_op: Op, tensors: Sequence[Any]) -> Work:
-    """As many rows for each matrix: what balanced experts come to."""
+def _grouped_op_work(_op: Op, tensors: Sequence[Any], dims: OpDims | None) -> Work:
+    """As many rows for each of all matrices, of which a rank may have some: what balanced experts come to."""
     (rows, inner), (matrices, columns, _), *_ = tensors
-    return product(matrices, rows / matrices, columns, inner)
+    names = () if dims is None else dims.operands[1][0]
+    among = dims.sizes[names[0]] if dims is not None and names else matrices
+    return product(matrices, rows / among, columns, inner)
 
 
 def _grouped_work(_out: Any, rows: Any, weight: Any, ids: Any) -> Work:

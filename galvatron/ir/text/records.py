@@ -125,7 +125,7 @@ def entries(record: Any, *, lenient: bool = False) -> Iterator[tuple[str, str, s
         if _has_entries(field):
             for name, entry in value:
                 yield f"{field.name}.{name}", format_argument(entry, lenient=lenient), figure(field.name, entry)
-        elif field.kind is not None and field.name != _TITLE:
+        elif field.kind is not None and field.name != _TITLE and field.is_said(record):
             yield field.name, format_argument(value, lenient=lenient), figure(field.name, value)
 
 

@@ -17,8 +17,9 @@ from galvatron.ir import limits
 from galvatron.ir.documents import shown
 from galvatron.ir.micro_batches import coupling
 from galvatron.ir.plan import Plan, Searched
-from galvatron.ir.planned import check_epilogue, check_micro_batches, epilogue
+from galvatron.ir.planned import check_epilogue, check_micro_batches, epilogue, skew_of
 from galvatron.ir.program import Form, Program
+from galvatron.ir.skew import skew_problem
 from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, Strategy
 from galvatron.passes.base import Bytes, Pass
 from galvatron.passes.planning.constraints import Constraints
@@ -62,6 +63,7 @@ class Problem:
     model: CostModel
     choices: list[Choice]
     budget_bytes: int
+    skew: float | None
 
     def plan(self, setting: Setting, stages: Stages) -> Plan:
         """What a solution means, with its time and memory."""
@@ -73,6 +75,7 @@ class Problem:
             schedule=setting.schedule,
             ties=setting.ties,
             stages=stages,
+            skew=self.skew,
         )
         return with_predictions(plan, self.program, self.model)
 
@@ -92,6 +95,8 @@ class Search(Pass):
     where it leaves out none that might be better, no plan is faster than the chosen one, by the cost model, by more
     than a share `gap` of its time. After `time_limit_s` seconds, and when it is interrupted, the best plan so far is
     chosen. The gap in the plan says what is proven of it.
+    `skew` is how many rows the rank has that has most, over the mean, where rows go to the ranks of what they choose:
+    time and memory are those of that rank; None is `SKEW`.
     """
 
     name = "search"
@@ -108,6 +113,7 @@ class Search(Pass):
     whole_ties: bool = False
     gap: float = DEFAULT_GAP
     width: int | None = DEFAULT_WIDTH
+    skew: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +127,8 @@ class Search(Pass):
         if self.time_limit_s is not None and not 0 < self.time_limit_s < math.inf:
             told = f"must be a positive number of seconds, not {self.time_limit_s}"
             raise PassError(f"pass {self.name!r}, option 'time-limit-s': {told}")
+        if self.skew is not None and (problem := skew_problem(self.skew)):
+            raise PassError(f"pass {self.name!r}, option 'skew': {problem}, not {shown(self.skew)}")
         _ = self.constraints
         _ = self.schedules
 
@@ -162,11 +170,12 @@ class Search(Pass):
             program = replace(program, batch_size=self.global_batch)
         budget = program.required_cluster.default_budget_bytes if self.memory is None else int(self.memory)
         check_fixed(program, budget)
-        model = cost_model(program)
+        skew = skew_of(program, self.skew)
+        model = cost_model(program, skew)
         choices = [way for choice in self._choices(program) for way in self._ways(model.tied(), *choice)]
         if not choices:
             raise PlanError(self._nothing_left(program))
-        return Problem(program, model, choices, budget)
+        return Problem(program, model, choices, budget, skew)
 
     def _found(self, problem: Problem, watch: Watch) -> tuple[int, bool]:
         """The budget within which the watch then has the best plan, and whether the search came to its end."""
