@@ -31,6 +31,7 @@ class SearchOptions:
         objective: `"time"`: the shortest step; `"memory"`: the fastest of the plans with the least memory.
         width: how many partial choices of a stage are followed behind each layer: more find faster plans, prove more of
             them, and take longer. None: 64.
+        overlap: whether collectives of layers run beside computation where that pays.
         time_limit_s: seconds after which the best plan so far is taken; `plan.search.gap` says what is proven of it.
 
     Raises:
@@ -48,6 +49,7 @@ class SearchOptions:
     recompute: tuple[str, ...] | None = None
     objective: str = "time"
     width: int | None = None
+    overlap: bool = True
     time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +97,7 @@ class SearchOptions:
                 "micro_batches": self.micro_batches,
                 "objective": self.objective,
                 "width": self.width,
+                "overlap": None if self.overlap else False,
                 "time_limit_s": self.time_limit_s,
             },
         }

@@ -180,7 +180,9 @@ def _beside(
 def on_cluster(planned: Program, cluster: Cluster) -> tuple[Program, ShardedCostModel]:
     """A planned program on another cluster than that by which it was sharded, and its costs there."""
     clustered = replace(planned, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
-    model = ShardedCostModel(clustered, cluster, sharded_for=planned.required_cluster)
+    model = ShardedCostModel(
+        clustered, cluster, sharded_for=planned.required_cluster, overlap=planned.required_plan.overlap
+    )
     return replace(planned, cluster=cluster), model
 
 

@@ -43,6 +43,7 @@ Width = Annotated[
     int | None,
     typer.Option("--width", min=1, max=REPEATS, metavar="N", help="Partial choices that are followed; default: 64."),
 ]
+NoOverlap = Annotated[bool, typer.Option("--no-overlap", help="Wait for every collective of a layer where it begins.")]
 TimeLimit = Annotated[
     float | None, typer.Option("--time-limit", metavar="SECONDS", help="Then the best plan so far is taken.")
 ]
@@ -61,6 +62,7 @@ def search_options(
     objective: str,
     width: int | None,
     time_limit: float | None,
+    no_overlap: bool,
 ) -> SearchOptions:
     """The options that the command line says.
 
@@ -82,6 +84,7 @@ def search_options(
         objective=objective,
         width=width,
         time_limit_s=time_limit,
+        overlap=not no_overlap,
     )
 
 

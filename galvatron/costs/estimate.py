@@ -17,35 +17,39 @@ from galvatron.ir.text import print_program
 from galvatron.ir.versions import digest
 
 
-def cost_model(program: Program) -> CostModel:
+def cost_model(program: Program, *, overlap: bool = True) -> CostModel:
     """The costs of a clustered program on its cluster, read off its sharded graphs, or off what is kept of these
     (`costs.kept`).
+
+    Args:
+        overlap: whether collectives of layers run beside computation where that pays, as a plan says.
 
     Raises:
         PlanError: the program has no cluster.
     """
     clustered = replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
     kept = keeping()
-    model = kept and _kept_model(clustered, kept.folder)
+    model = kept and _kept_model(clustered, overlap, kept.folder)
     if kept is None or model is None:
-        return _cost_model(clustered)
+        return _cost_model(clustered, overlap)
     kept.models.append(model)
     return model
 
 
 @derived(maxsize=2)
-def _cost_model(program: Program) -> CostModel:
+def _cost_model(program: Program, overlap: bool) -> CostModel:
     """One model for the passes that ask in turn: sharding and profiling a class takes longer than anything else."""
     from galvatron.costs.sharded import ShardedCostModel
 
-    return ShardedCostModel(program, program.required_cluster)
+    return ShardedCostModel(program, program.required_cluster, overlap=overlap)
 
 
 @derived(maxsize=2)
-def _kept_model(program: Program, folder: Path) -> KeptCosts | None:
+def _kept_model(program: Program, overlap: bool, folder: Path) -> KeptCosts | None:
     """The same with what is kept in a folder; None for a program whose operators this process alone knows."""
     text = print_program(program)
-    return KeptCosts(_cost_model(program), digest(text), folder) if as_shipped(text) else None
+    told = text if overlap else f"{text}\nno overlap"
+    return KeptCosts(_cost_model(program, overlap), digest(told), folder) if as_shipped(text) else None
 
 
 def estimate_plan(
@@ -61,7 +65,7 @@ def estimate_plan(
     """
     world_size = program.cluster.world_size if program.cluster is not None else plan.world_size
     plan = fitted(plan, program, world_size, program.batch_size)
-    model = model or cost_model(in_pieces(program, plan))
+    model = model or cost_model(in_pieces(program, plan), overlap=plan.overlap)
     return evaluate_plan(model, setting_of(program, plan), plan.stages)
 
 

@@ -15,7 +15,7 @@ from galvatron.ir import galvatron2, limits
 from galvatron.ir.documents import is_text, read_json, shown
 from galvatron.ir.files import read_text, write_text
 from galvatron.ir.plan_rules import problems, require
-from galvatron.ir.records import APART, fields_of, read_members
+from galvatron.ir.records import APART, QUIET, fields_of, read_members
 from galvatron.ir.strategy import Strategy
 from galvatron.printing import html_table
 from galvatron.schedules import Schedule
@@ -63,7 +63,8 @@ class Plan:
     every strategy of a plan uses the devices of one pipeline rank. `ties` says how parameters are kept that several
     layers share; what it leaves out is settled when the plan meets its program (`galvatron.ir.planned.fitted`).
     `step_time_s` and `peak_bytes` (per pipeline rank, per device) are predictions, None in a plan that nobody
-    estimated. `search` says how it was found, if a search did.
+    estimated. With `overlap`, collectives of layers run beside computation where that pays. `search` says how it was
+    found, if a search did.
     """
 
     fingerprint: str
@@ -76,6 +77,7 @@ class Plan:
     stages: tuple[tuple[Strategy, ...], ...] = field(metadata=APART)
     step_time_s: float | None = None
     peak_bytes: tuple[int, ...] | None = None
+    overlap: bool = field(default=True, kw_only=True, metadata=QUIET)
     search: Searched = field(default=Searched(), kw_only=True)
 
     @property
@@ -142,7 +144,10 @@ class Plan:
     def to_json(self) -> str:
         """A JSON document with one line per run of equal strategies; `from_json` gives back an equal plan."""
         stages = ",\n".join(_stage_json(stage) for stage in self.stages)
-        fields = {f.name: getattr(self, f.name) for f in fields_of(Plan) if f.kind is not None}
+        said = (
+            f for f in fields_of(Plan) if f.kind is not None and not (f.quiet and getattr(self, f.name) == f.default)
+        )
+        fields = {f.name: getattr(self, f.name) for f in said}
         head = {"format": FORMAT, "version": VERSION, **fields}
         if self.search != Searched():
             head["search"] = asdict(self.search)

@@ -41,7 +41,7 @@ class FieldKind:
 @dataclass(frozen=True)
 class Field:
     """A field of a record. `kind` is None in a record within the record (`cls`), in a tuple of such (`many`), and in
-    what is read apart. A record within that is its `default` is not written."""
+    what is read apart. A record within that is its `default` is not written, nor is a `quiet` field that is."""
 
     name: str
     kind: FieldKind | None
@@ -49,6 +49,7 @@ class Field:
     required: bool
     default: Any = None
     many: bool = False
+    quiet: bool = False
 
     @property
     def word(self) -> str:
@@ -114,6 +115,9 @@ _KINDS: dict[Any, FieldKind] = {
 APART = {"apart": True}
 """Metadata of a field that is of no kind, and is read and written by itself."""
 
+QUIET = {"quiet": True}
+"""Metadata of a field that is written only where it is not its default."""
+
 
 @cache
 def fields_of(cls: type) -> tuple[Field, ...]:
@@ -129,9 +133,8 @@ def fields_of(cls: type) -> tuple[Field, ...]:
         if kind is None and inner is None and field.metadata != APART:
             raise TypeError(f"{cls.__name__}.{field.name} is of a type that no kind of field has")
         required = field.default is dataclasses.MISSING
-        fields.append(
-            Field(field.name, kind, inner, required, None if required else field.default, many and inner is not None)
-        )
+        default, many = None if required else field.default, many and inner is not None
+        fields.append(Field(field.name, kind, inner, required, default, many, field.metadata == QUIET))
     return tuple(fields)
 
 

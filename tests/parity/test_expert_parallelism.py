@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from galvatron.errors import VerifyError
 from galvatron.forms import lowered
+from galvatron.ir.collectives import is_started
+from galvatron.ir.planned import PlanShorthand
+from galvatron.ir.program import Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
 from tests import models
 from tests.marks import some_slow
-from tests.parity.harness import check, planned
+from tests.parity.harness import check, check_program, planned, subject
 from tests.parity.test_random_plans import COMMON, ROLES, one_example
 
 PLANS = [
@@ -48,6 +53,34 @@ def test_rows_go_to_their_experts_once() -> None:
     experts = text.count("spmd.grouped_linear")
     assert experts == 2 * text.count("comm.dispatch(") == 2 * text.count("comm.combine(") > 0
     assert all("routed=true" in line for line in text.splitlines() if "spmd.grouped_linear" in line)
+
+
+def started(program: Program) -> list[str]:
+    """The collectives that are under way for a while."""
+    return [op.result.name for cls in lowered(program).classes for op in cls.graph.ops if is_started(op)]
+
+
+BESIDE = [
+    "m2/ep2", "m2/ep2-recompute", "m2/ep2-recompute=selective", "m1/ep2-tp2", "m2/ep2-zero3", "m1/ep2-ulysses2",
+    "pp2/m4/zbv/ep2", "pp2/m2/1f1b/ep2-zero1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "plan"), some_slow([], [(family, plan) for family in ("qwen2-moe", "deepseek-v3") for plan in BESIDE])
+)
+def test_messages_beside_shared_experts_change_no_result(family: str, plan: str) -> None:
+    program = on_a_free_host(planned(f"{family}-batched_mm", plan, PlanShorthand.parse(plan).world_size))
+    assert any("dispatch" in name for name in started(program))
+    check_program(f"{family}-batched_mm", program, subject(f"{family}-batched_mm").batch(program.batch_size, 1))
+    assert not started(replace(program, plan=replace(program.required_plan, overlap=False)))
+
+
+def on_a_free_host(program: Program) -> Program:
+    """Where a process needs no time for its calls, and nothing is lost beside each other."""
+    cluster = program.required_cluster
+    device = replace(cluster.device, host_op_s=0.0, host_view_s=0.0, host_backward_s=None)
+    return replace(program, cluster=replace(cluster, device=device))
 
 
 WRONG = {

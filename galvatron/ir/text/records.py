@@ -122,6 +122,8 @@ def entries(record: Any, *, lenient: bool = False) -> Iterator[tuple[str, str, s
     """Name, value and figure for a reader (empty if that says nothing more) of every field with a kind."""
     for field in fields_of(type(record)):
         value = getattr(record, field.name)
+        if field.quiet and value == field.default:
+            continue
         if _has_entries(field):
             for name, entry in value:
                 yield f"{field.name}.{name}", format_argument(entry, lenient=lenient), figure(field.name, entry)
