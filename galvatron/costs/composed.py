@@ -28,6 +28,7 @@ from galvatron.ir.either import in_training
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.overlap import Order
 from galvatron.ir.recompute import IN_STEPS, replays, selective_steps
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
@@ -89,7 +90,8 @@ class Layer:
     def independent(self) -> tuple[int, ...]:
         """The collectives that could run beside something: some op neither needs their result nor is needed for it."""
         order = Order(self.graph)
-        quiet = {i for i, axis in enumerate(self.axes) if axis is None}
+        ops = enumerate(zip(self.graph.ops, self.axes, strict=True))
+        quiet = {i for i, (op, axis) in ops if axis is None and not operator_of(op).free}
         sends = (i for i, op in enumerate(self.graph.ops) if op.namespace == "comm" and COLLECTIVES[op.target].sent)
         return tuple(i for i in sends if order.independent(i) & quiet)
 

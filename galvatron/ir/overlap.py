@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from galvatron.ir.collectives import STARTED, WAIT
+from galvatron.ir.collectives import STARTED, WAIT, is_started
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.names import Names
 
@@ -103,6 +103,22 @@ def overlapped(graph: Graph, windows: Sequence[Window]) -> Graph:
         for index in order.sorted()
     )
     return replace(graph, ops=tuple(ops))
+
+
+def is_overlapped(graph: Graph, found: Graph) -> bool:
+    """Whether a graph is another one, with any windows or with none."""
+    if graph == found:
+        return True
+    waits = {op.operands[0]: op.result for op in found.ops if op.target == WAIT}
+    ops = {_whole(op, waits) for op in found.ops if op.target != WAIT}
+    return ops == set(graph.ops) and replace(found, ops=graph.ops) == graph
+
+
+def _whole(op: Op, waits: Mapping[str, Value]) -> Op:
+    """An op as it is where nothing is started."""
+    if not is_started(op) or op.result.name not in waits:
+        return op
+    return replace(op, kwargs=tuple(kv for kv in op.kwargs if kv[0] != STARTED), results=(waits[op.result.name],))
 
 
 def _started(op: Op, starts: Mapping[str, str]) -> Op:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from galvatron.costs.estimate import estimate_plan
 from galvatron.errors import VerifyError
 from galvatron.forms import lowered
 from galvatron.ir.collectives import is_started
@@ -70,17 +69,17 @@ BESIDE = [
     ("family", "plan"), some_slow([], [(family, plan) for family in ("qwen2-moe", "deepseek-v3") for plan in BESIDE])
 )
 def test_messages_beside_shared_experts_change_no_result(family: str, plan: str) -> None:
-    program = on_a_free_host(planned(f"{family}-batched_mm", plan, PlanShorthand.parse(plan).world_size))
-    assert any("dispatch" in name for name in started(program))
-    check_program(f"{family}-batched_mm", program, subject(f"{family}-batched_mm").batch(program.batch_size, 1))
-    assert not started(replace(program, plan=replace(program.required_plan, overlap=False)))
+    name, world_size = f"{family}-batched_mm", PlanShorthand.parse(plan).world_size
+    program = planned(name, plan, world_size, overlap=True)
+    assert any("dispatch" in value for value in started(program))
+    check_program(name, program, subject(name).batch(program.batch_size, 1))
+    without = planned(name, plan, world_size)
+    assert not started(without)
+    assert estimated_s(program) < estimated_s(without)
 
 
-def on_a_free_host(program: Program) -> Program:
-    """Where a process needs no time for its calls, and nothing is lost beside each other."""
-    cluster = program.required_cluster
-    device = replace(cluster.device, host_op_s=0.0, host_view_s=0.0, host_backward_s=None)
-    return replace(program, cluster=replace(cluster, device=device))
+def estimated_s(program: Program) -> float:
+    return estimate_plan(program, program.required_plan)[0]
 
 
 WRONG = {
