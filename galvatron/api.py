@@ -397,7 +397,9 @@ def estimate(
 
 
 def _estimated(costed: Program, plan: Plan, skew: float | None) -> Estimate:
-    step_time_s, stages = estimate_plan(costed, plan, model=cost_model(in_pieces(costed, plan), skew))
+    step_time_s, stages = estimate_plan(
+        costed, plan, model=cost_model(in_pieces(costed, plan), skew, overlap=plan.overlap)
+    )
     return Estimate(step_time_s, peak_bytes(setting_of(costed, plan), stages), stages)
 
 

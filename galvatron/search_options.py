@@ -33,6 +33,7 @@ class SearchOptions:
             them, and take longer. None: 64.
         skew: of rows that go to the ranks of what they choose, such as tokens to experts: how many the rank has that
             has most, over the mean. Time and memory of plans are those of that rank. None: 1.25.
+        overlap: whether collectives of layers run beside computation where that pays.
         time_limit_s: seconds after which the best plan so far is taken; `plan.search.gap` says what is proven of it.
 
     Raises:
@@ -51,6 +52,7 @@ class SearchOptions:
     objective: str = "time"
     width: int | None = None
     skew: float | None = None
+    overlap: bool = True
     time_limit_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -101,6 +103,7 @@ class SearchOptions:
                 "objective": self.objective,
                 "width": self.width,
                 "skew": self.skew,
+                "overlap": None if self.overlap else False,
                 "time_limit_s": self.time_limit_s,
             },
         }

@@ -181,8 +181,8 @@ def _beside(
 def on_cluster(planned: Program, cluster: Cluster) -> tuple[Program, ShardedCostModel]:
     """A planned program on another cluster than that by which it was sharded, and its costs there."""
     clustered = replace(planned, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
-    skew = planned.required_plan.skew or EVEN
-    model = ShardedCostModel(clustered, cluster, sharded_for=planned.required_cluster, skew=skew)
+    plan = planned.required_plan
+    model = ShardedCostModel(clustered, cluster, planned.required_cluster, skew=plan.skew or EVEN, overlap=plan.overlap)
     return replace(planned, cluster=cluster), model
 
 

@@ -16,6 +16,7 @@ from galvatron.cli.space import (
     Forbid,
     MaxTp,
     MicroBatches,
+    NoOverlap,
     Objective,
     PipelineDegree,
     Recompute,
@@ -65,6 +66,7 @@ def command(
     width: Width = None,
     skew: Skew = None,
     time_limit: TimeLimit = None,
+    no_overlap: NoOverlap = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="PLAN.json", parser=file_to_write, help="Where it goes.")
     ] = None,
@@ -79,7 +81,20 @@ def command(
     budgets = () if memory is None else read_budgets(memory)
     batches = read_batches(global_batch)
     options = search_options(
-        require, forbid, max_tp, pp, schedule, micro_batches, roles, zero, recompute, objective, width, skew, time_limit
+        require,
+        forbid,
+        max_tp,
+        pp,
+        schedule,
+        micro_batches,
+        roles,
+        zero,
+        recompute,
+        objective,
+        width,
+        skew,
+        time_limit,
+        no_overlap,
     )
     machines = read_cluster(cluster)
     program = read_program(program_file)

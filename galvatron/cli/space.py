@@ -49,6 +49,7 @@ Skew = Annotated[
         "--skew", min=1, metavar="RATIO", help="Rows of the rank with most over the mean, of experts; default: 1.25."
     ),
 ]
+NoOverlap = Annotated[bool, typer.Option("--no-overlap", help="Wait for every collective of a layer where it begins.")]
 TimeLimit = Annotated[
     float | None, typer.Option("--time-limit", metavar="SECONDS", help="Then the best plan so far is taken.")
 ]
@@ -68,6 +69,7 @@ def search_options(
     width: int | None,
     skew: float | None,
     time_limit: float | None,
+    no_overlap: bool,
 ) -> SearchOptions:
     """The options that the command line says.
 
@@ -90,6 +92,7 @@ def search_options(
         width=width,
         skew=skew,
         time_limit_s=time_limit,
+        overlap=not no_overlap,
     )
 
 

@@ -14,6 +14,7 @@ from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import ASKED, IN_TRAINING, OpPrinter
 from galvatron.ir import graph as ir
 from galvatron.ir.attention import Core, with_cores
+from galvatron.ir.collectives import STARTED, WAIT, is_started
 from galvatron.ir.either import Ways, has_ways
 from galvatron.ir.graph import Arg, Graph, Op, Source
 from galvatron.ir.layout import nameable_axes
@@ -189,7 +190,9 @@ class _Namer:
         if op.namespace == "comm":
             operand = op.operands[0]
             self._modules[op.result.name] = self._modules.get(operand, "")
-            return f"{self._scope[operand]}_{op.name}"
+            if op.target == WAIT:
+                return self._scope[operand].removesuffix(f"_{STARTED}")
+            return f"{self._scope[operand]}_{op.name}" + f"_{STARTED}" * is_started(op)
         module = next((self._modules[name] for name in op.operands if self._modules.get(name)), "")
         return module if module and self._scope.is_free(module) else ""
 

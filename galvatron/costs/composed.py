@@ -16,17 +16,20 @@ from typing import NamedTuple
 
 import torch
 
-from galvatron.costs.acts import Act, Dispatched, Form, Gave, Gone, Made, Read, Released, Saved, StepEnd
+from galvatron.costs.acts import Act, Backward, Dispatched, Form, Gave, Gone, Made, Read, Released, Saved, StepEnd
 from galvatron.costs.calls import Call, Called, Setting, accumulated, added, call
 from galvatron.costs.events import Dispatches
 from galvatron.costs.replays import Replayed
 from galvatron.costs.storages import Storages
 from galvatron.costs.watch import ObservedEvent
 from galvatron.ir.attention import pieces
+from galvatron.ir.collectives import COLLECTIVES, WAIT, is_started
 from galvatron.ir.either import in_training
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
+from galvatron.ir.ops.table import operator_of
+from galvatron.ir.overlap import Order
 from galvatron.ir.recompute import IN_STEPS, replays, selective_steps
 from galvatron.ir.skew import EVEN
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
@@ -85,6 +88,24 @@ class Layer:
         return tuple(named[str(op.kwarg("axis"))] if op.namespace in talks else None for op in self.graph.ops)
 
     @cached_property
+    def independent(self) -> tuple[int, ...]:
+        """The collectives that could run beside something: some op neither needs their result nor is needed for it."""
+        order = Order(self.graph)
+        ops = enumerate(zip(self.graph.ops, self.axes, strict=True))
+        quiet = {i for i, (op, axis) in ops if axis is None and not operator_of(op).free}
+        sends = (i for i, op in enumerate(self.graph.ops) if op.namespace == "comm" and COLLECTIVES[op.target].sent)
+        return tuple(i for i in sends if order.independent(i) & quiet)
+
+    @cached_property
+    def windows(self) -> tuple[int | None, ...]:
+        """For each op that starts a collective or waits for one, the number of the op that starts it."""
+        started = {op.result.name: i for i, op in enumerate(self.graph.ops) if is_started(op)}
+        return tuple(
+            started.get(op.operands[0] if op.target == WAIT else op.results[0].name) if op.namespace == "comm" else None
+            for op in self.graph.ops
+        )
+
+    @cached_property
     def called(self) -> tuple[Called, ...]:
         """What each op calls."""
         axes = zip(self.graph.ops, self.axes, strict=True)
@@ -141,6 +162,7 @@ class Composed:
         results, alive: the storages of the results, and the bytes of those that are kept, by their numbers; `alive` is
             empty where nothing is compiled.
         gradients: the number of each gradient's storage → that of what it is the gradient of.
+        calls, backwards: by op, what it calls, and what the backward of that does if there is one.
     """
 
     def __init__(self, layer: Layer, setting: Setting, recompute: str) -> None:
@@ -156,6 +178,7 @@ class Composed:
         self._names = {name: name for name in self._forms}
         """By value, the first name of the same tensor."""
         self.calls: dict[int, Call] = {}
+        self.backwards: dict[int, Backward] = {}
         self._local: dict[int, dict[int, int]] = {}
         self._order: list[int] = []
         self._packed: dict[tuple[int, int], int] = {}
@@ -272,7 +295,7 @@ class Composed:
     def _seen(self, index: int, event: ObservedEvent, local: Mapping[int, int]) -> ObservedEvent:
         """An event of a call as one of the run."""
         if event.axis is not None:
-            return replace(event, axis=self.layer.axes[index])
+            return replace(event, axis=self.layer.axes[index], window=self.layer.windows[index])
         if event.name == "mm":
             self._matmuls[local[event.writes[0][0]]] = len(self.now.events)
         if not self.setting.compiled:
@@ -363,7 +386,7 @@ class Composed:
         if not any(there):  # a function behind it gave no gradient, so it computes none
             self._end(index)
             return
-        back = one.backward(tuple(gradient and gradient.form for gradient in there))
+        back = self.backwards[index] = one.backward(tuple(gradient and gradient.form for gradient in there))
         tensors: dict[int, object] = {i: gradient.tensor for i, gradient in enumerate(there) if gradient}
         local |= {back.gradients[i]: gradient.storage for i, gradient in enumerate(there) if gradient}
         inner = set(back.gradients.values())

@@ -22,43 +22,46 @@ if TYPE_CHECKING:
     from galvatron.costs.sharded import ShardedCostModel
 
 
-def cost_model(program: Program, skew: float | None = None) -> CostModel:
+def cost_model(program: Program, skew: float | None = None, *, overlap: bool = True) -> CostModel:
     """The costs of a clustered program on its cluster, read off its sharded graphs, or off what is kept of these
     (`costs.kept`).
 
     Args:
         skew: how unevenly rows choose (`galvatron.ir.skew`); None where none do.
+        overlap: whether collectives of layers run beside computation where that pays, as a plan says.
 
     Raises:
         PlanError: the program has no cluster.
     """
     clustered = replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
     kept, skew = keeping(), EVEN if skew is None else skew
-    model = kept and _kept_model(clustered, skew, kept.folder)
+    model = kept and _kept_model(clustered, skew, overlap, kept.folder)
     if kept is None or model is None:
-        return _cost_model(clustered, skew)
+        return _cost_model(clustered, skew, overlap)
     kept.models.append(model)
     return model
 
 
 @derived(maxsize=4)
-def _cost_model(program: Program, skew: float) -> CostModel:
-    return _even_costs(program) if skew == EVEN else _even_costs(program).under(skew)
+def _cost_model(program: Program, skew: float, overlap: bool) -> CostModel:
+    even = _even_costs(program, overlap)
+    return even if skew == EVEN else even.under(skew)
 
 
 @derived(maxsize=2)
-def _even_costs(program: Program) -> ShardedCostModel:
+def _even_costs(program: Program, overlap: bool) -> ShardedCostModel:
     """One model for the passes that ask in turn: sharding and profiling a class takes longer than anything else."""
     from galvatron.costs.sharded import ShardedCostModel
 
-    return ShardedCostModel(program, program.required_cluster)
+    return ShardedCostModel(program, program.required_cluster, overlap=overlap)
 
 
 @derived(maxsize=2)
-def _kept_model(program: Program, skew: float, folder: Path) -> KeptCosts | None:
+def _kept_model(program: Program, skew: float, overlap: bool, folder: Path) -> KeptCosts | None:
     """The same with what is kept in a folder; None for a program whose operators this process alone knows."""
     text = print_program(program)
-    return KeptCosts(_cost_model(program, skew), digest(text, str(skew)), folder) if as_shipped(text) else None
+    name = digest(text, f"skew={skew} overlap={overlap}")
+    return KeptCosts(_cost_model(program, skew, overlap), name, folder) if as_shipped(text) else None
 
 
 def estimate_plan(
@@ -74,7 +77,7 @@ def estimate_plan(
     """
     world_size = program.cluster.world_size if program.cluster is not None else plan.world_size
     plan = fitted(plan, program, world_size, program.batch_size)
-    model = model or cost_model(in_pieces(program, plan), plan.skew)
+    model = model or cost_model(in_pieces(program, plan), plan.skew, overlap=plan.overlap)
     return evaluate_plan(model, setting_of(program, plan), plan.stages)
 
 

@@ -50,14 +50,31 @@ class Launch:
 
 @dataclass(frozen=True)
 class CollectiveCall:
-    """One collective on a mesh axis; `payload_bytes` as in `Machine.collective_s`."""
+    """One collective on a mesh axis; `payload_bytes` as in `Machine.collective_s`.
+
+    One with a `window` is under way for a while. In a forward it begins here, and ends at the mark of its window; in a
+    backward it begins at the mark, and ends here.
+    """
 
     kind: str
     axis: Axis
     payload_bytes: Linear
+    window: int | None = None
 
 
-Event = Launch | CollectiveCall
+WAITED, BEGUN = "wait", "begin"
+"""What a wait for a collective is called, in a forward and in a backward."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a forward waits for the collective of a window (`WAITED`), or a backward begins that of its gradient."""
+
+    kind: str
+    window: int
+
+
+Event = Launch | CollectiveCall | Mark
 
 
 @dataclass(frozen=True)
@@ -133,9 +150,49 @@ def computing_s(profile: Profile, machine: Machine, batch: float) -> tuple[float
 
 
 def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> float:
-    """Seconds of the collectives among events at a local batch size; nothing overlaps them."""
-    return sum(
-        machine.collective_s(event.kind, event.payload_bytes(batch), event.axis)
-        for event in events
-        if isinstance(event, CollectiveCall)
-    )
+    """Seconds by which the collectives among events lengthen them at a local batch size: all that they take, less what
+    is hidden of those that are under way while something is computed.
+
+    Of several that are under way at once, the first has all that is computed meanwhile beside it.
+    """
+    awaited_s, under_way = 0.0, dict[int, _UnderWay]()
+    for event in events:
+        if isinstance(event, Launch):
+            if under_way:
+                next(iter(under_way.values())).computing_s += machine.kernel_s(event.at(batch))
+        elif isinstance(event, Mark):
+            begun = under_way.pop(event.window, None)
+            if event.kind == BEGUN:
+                under_way[event.window] = _UnderWay()
+            elif begun is not None:
+                awaited_s -= begun.hidden_s(machine)
+        else:
+            seconds = machine.collective_s(event.kind, event.payload_bytes(batch), event.axis)
+            awaited_s += seconds
+            if event.window is None:
+                continue
+            begun = under_way.pop(event.window, None)
+            own = replace(begun or _UnderWay(), axis=event.axis, communicating_s=seconds)
+            if begun is not None:
+                awaited_s -= own.hidden_s(machine)
+            else:
+                under_way[event.window] = own
+    return awaited_s
+
+
+@dataclass
+class _UnderWay:
+    """A collective that was begun, and what is computed until it is waited for."""
+
+    axis: Axis | None = None
+    communicating_s: float = 0.0
+    computing_s: float = 0.0
+
+    def hidden_s(self, machine: Machine) -> float:
+        return hidden_s(machine, self.axis, self.computing_s, self.communicating_s) if self.axis else 0.0
+
+
+def hidden_s(machine: Machine, axis: Axis, computing_s: float, communicating_s: float) -> float:
+    """Seconds that a computation and a collective on an axis take less beside each other than one after the other."""
+    together_s = machine.contention((axis,)).together_s(computing_s, communicating_s)
+    return computing_s + communicating_s - together_s

@@ -21,10 +21,12 @@ from galvatron.costs.profile import profile_graph
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis
+from galvatron.ir.overlap import is_overlapped
 from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner
-from galvatron.partition.decisions import Decision, Reason
+from galvatron.partition.decisions import Reason
+from galvatron.partition.partition import ShardedClass
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,11 @@ class _Reader:
         )
 
     def _fallbacks(self, cls: LayerClass, differentiable: frozenset[str], batch: float) -> tuple[Fallback, ...]:
-        decided = self._decisions(cls)
+        sharded = self._sharded(cls)
         whole = self._planned.class_of[cls.base].graph.ops
-        local = [op for op in cls.graph.ops if op.namespace != "comm"]
+        local = [op for op in sharded.local.graph.ops if op.namespace != "comm"]
         totals: dict[tuple[Axis, str | None, Reason | None], _Total] = {}
-        for axis, decisions in zip(cls.mesh, decided, strict=True):
+        for axis, decisions in zip(cls.mesh, sharded.decisions, strict=True):
             for base, op, decision in zip(whole, local, decisions, strict=True):
                 if decision.whole is None:
                     continue
@@ -130,12 +132,12 @@ class _Reader:
         rows = [Fallback(target, axis, why, t.count, t.seconds, t.saved_s) for (axis, target, why), t in totals.items()]
         return tuple(sorted(rows, key=lambda row: (cls.mesh.index(row.axis), row.target is None, -row.saved_s)))
 
-    def _decisions(self, cls: LayerClass) -> tuple[tuple[Decision, ...], ...]:
-        """What the partitioner decided for a class, per mesh axis and op of the class that it was sharded from."""
+    def _sharded(self, cls: LayerClass) -> ShardedClass:
+        """The class as the partitioner leaves it, before its collectives were parted, and what was decided for it."""
         if cls.strategy is not None and cls.base in self._planned.class_of:
             sharded = self._partitioner.sharded(cls.base, cls.strategy, self._ties)
-            if sharded.local.graph == cls.graph and sharded.local.mesh == cls.mesh:
-                return sharded.decisions
+            if is_overlapped(sharded.local.graph, cls.graph) and sharded.local.mesh == cls.mesh:
+                return sharded
         raise GalvatronError(f"class {cls.name!r} was not sharded from the program given")
 
     def _seconds(

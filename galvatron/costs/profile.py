@@ -8,11 +8,12 @@ the activations that autograd saves and the peak of live memory are those of the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from galvatron.costs.calls import Setting
 from galvatron.costs.composed import Composed, Layer
-from galvatron.costs.events import CollectiveCall, Dispatches, Event, Launch, Linear, Profile
+from galvatron.costs.events import BEGUN, WAITED, CollectiveCall, Dispatches, Event, Launch, Linear, Mark, Profile
 from galvatron.costs.fusion import fused, kept_instead, padded, peak_bytes
 from galvatron.costs.watch import ObservedEvent
 from galvatron.errors import GalvatronError
@@ -58,10 +59,14 @@ def profile_graph(
 @dataclass(frozen=True, eq=False)
 class Doing:
     """What layers that do the same do: one object for all of them. Collectives of the profile are on `groups`, each in
-    the place of the one that a layer has there in its own (`Layer.groups`)."""
+    the place of the one that a layer has there in its own (`Layer.groups`).
+
+    `by_op` is what each op runs by itself, forward and backward, of layers that communicate.
+    """
 
     profile: Profile
     groups: tuple[Axis, ...]
+    by_op: tuple[tuple[tuple[Event, ...], tuple[Event, ...]], ...] = ()
 
     def on(self, groups: tuple[Axis, ...]) -> Profile:
         """The profile of a layer with other groups."""
@@ -137,7 +142,15 @@ def _profile(
         forward_dispatches=second.forward_dispatches,
         backward_dispatches=second.backward_dispatches,
     )
-    return Doing(profile, layer.groups)
+    return Doing(profile, layer.groups, tuple(_by_op(batches, first, second)) if layer.groups else ())
+
+
+def _by_op(
+    batches: tuple[int, int], first: _Observed, second: _Observed
+) -> Iterator[tuple[tuple[Event, ...], tuple[Event, ...]]]:
+    for one, other in zip(first.by_op, second.by_op, strict=True):
+        forward, backward = (_fit_events(batches, a, b) for a, b in zip(one, other, strict=True))
+        yield forward, backward
 
 
 def _device_of(kind: str, graph: Graph) -> str:
@@ -170,8 +183,10 @@ def _fit_events(batches: tuple[int, int], first: list[ObservedEvent], second: li
     fitted: list[Event] = []
     for a, b in zip(first, second, strict=True):
         size_bytes = Linear.through(batches, (a.size_bytes, b.size_bytes))
-        if b.axis is not None:
-            fitted.append(CollectiveCall(b.name, b.axis, size_bytes))
+        if b.name in (WAITED, BEGUN) and b.window is not None:
+            fitted.append(Mark(b.name, b.window))
+        elif b.axis is not None:
+            fitted.append(CollectiveCall(b.name, b.axis, size_bytes, b.window))
         else:
             fitted.append(Launch(b.name, b.dtype, _fit_work(batches, a.work, b.work), size_bytes, b.of_weight))
     return tuple(fitted)
@@ -204,6 +219,16 @@ class _Observed:
         self.summing_extra_bytes = run.summing_extra_bytes
         if setting.compiled:
             self._fuse(setting.kind)
+
+    @property
+    def by_op(self) -> Iterator[tuple[list[ObservedEvent], list[ObservedEvent]]]:
+        """What each op runs, forward and backward."""
+        run = self._run
+        for index in range(len(run.layer.graph.ops)):
+            back = run.backwards.get(index)
+            acts = run.calls[index].forward, back.acts if back else ()
+            forward, backward = ([act for act in own if isinstance(act, ObservedEvent)] for own in acts)
+            yield forward, backward
 
     def _fuse(self, kind: str) -> None:
         """Kernels as the compiler groups them, without what it computes again."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from galvatron.costs.events import BEGUN, WAITED
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import Watch
-from galvatron.ir.collectives import COLLECTIVES, MESSAGES, Conversion, conversion_of, copies, ends
+from galvatron.ir.collectives import COLLECTIVES, MESSAGES, WAIT, Conversion, conversion_of, copies, ends
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis, is_routed
 from galvatron.ir.skew import most_rows
@@ -24,6 +25,8 @@ def communicated(
     """The result of an op that communicates on an axis, on tensors without memory; the watch is told what it sends."""
     if op.namespace == "spmd":
         return run_on_slice(op, args, kwargs, axis, partial(_record, watch, axis), watch.kind, skew)
+    if op.target == WAIT:
+        return _Wait.apply(args[0], axis, watch)
     shape = [evaluate(d, batch) for d in op.result.type.shape]
     if is_routed(ends(op)[1]):
         shape[0] = most_rows(shape[0], axis.size, skew)
@@ -63,6 +66,25 @@ class _Collective(torch.autograd.Function):
         back = ctx.conversion.backward
         moved = _moved(gradients[0], ctx.shape, back, ctx.copies, ctx.axis, ctx.payload, ctx.watch)
         return moved, None, None, None, None, None
+
+
+class _Wait(torch.autograd.Function):
+    """Stands for the wait for a collective that was started. In the backward the gradient's collective begins here, and
+    its result is there from now on beside the gradient; the kernels and the message are told where it is waited for.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, axis: Axis, watch: Watch):
+        ctx.axis, ctx.watch = axis, watch
+        watch.collective(WAITED, axis, 0)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any):
+        ctx.watch.collective(BEGUN, ctx.axis, 0)
+        (gradient,) = gradients
+        both = torch.empty(2 * gradient.numel(), dtype=gradient.dtype, device=gradient.device)
+        return both[: gradient.numel()].view(gradient.shape), None, None
 
 
 def _moved(x: Any, shape: list[int], kind: str | None, copies: float, axis: Axis, payload: int, watch: Watch) -> Any:

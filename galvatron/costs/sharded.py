@@ -21,6 +21,7 @@ from galvatron.costs.conversions import Conversions
 from galvatron.costs.events import Linear, Profile, collectives_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
 from galvatron.costs.model import CostModel, LayerCost
+from galvatron.costs.overlap import windows_that_pay, with_windows
 from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts, PlainState
 from galvatron.costs.parts import End, Parameters, Passes, beside, passes_of
 from galvatron.costs.profile import Doing, profile_graph, profile_layer
@@ -29,6 +30,7 @@ from galvatron.errors import StrategyError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
+from galvatron.ir.overlap import Window
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import epilogue, tied_layers
 from galvatron.ir.program import Layer, LayerClass, Program
@@ -56,16 +58,24 @@ class ShardedCostModel(CostModel):
     """Implements `CostModel` for a clustered program; each pair of class and strategy is sharded and profiled once."""
 
     def __init__(
-        self, program: Program, cluster: Cluster, sharded_for: Cluster | None = None, skew: float = EVEN
+        self,
+        program: Program,
+        cluster: Cluster,
+        sharded_for: Cluster | None = None,
+        *,
+        skew: float = EVEN,
+        overlap: bool = True,
     ) -> None:
         """
         Args:
             sharded_for: the cluster whose rates decided how classes are sharded, if another than that which runs them.
             skew: how unevenly rows choose (`galvatron.ir.skew`): costs are those of the rank that has most.
+            overlap: whether collectives run beside computation where that pays (`costs.overlap`).
         """
         self.program, self.machine = program, Machine(cluster)
         self.layers = program.planned_layers
         self._partitioner = Partitioner(program, sharded_for or cluster)
+        self._overlapped_for = Machine(sharded_for or cluster) if overlap and not program.inductor else None
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
         self._as_run: _AsRun = {"kind": cluster.device.kind, "compiled": program.inductor, "skew": skew}
@@ -141,16 +151,19 @@ class ShardedCostModel(CostModel):
         """What a layer of a class does, by one of all that do the same."""
         key = ("doing", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties))
         if key not in self._cache:
-            local_layer = self._local(cls, strategy, ties)
-            doing = profile_layer(local_layer, strategy.recompute, **self._as_run)
-            doing = self._beside_what_it_reads(doing, cls, strategy, ties)
-            as_measured = not self.program.inductor and (self._as_run["skew"] == EVEN or not local_layer.uneven)
-            if self.machine.knows_layers and as_measured:
-                local = local_class(self.program, self._partitioner, cls, strategy, ties)
-                doing = replace(doing, profile=replace(doing.profile, fingerprint=local.fingerprint))
-                _tell_unmeasured(local, self.machine)
-            self._cache[key] = doing
+            self._cache[key] = self._does(self._local(cls, strategy, ties), cls, strategy, ties)
         return self._cache[key]
+
+    def _does(self, local: LocalLayer, cls: str, strategy: Strategy, ties: Ties) -> Doing:
+        """What a layer of a class does as it is cut, or with windows."""
+        doing = profile_layer(local, strategy.recompute, **self._as_run)
+        doing = self._beside_what_it_reads(doing, cls, strategy, ties)
+        as_measured = not self.program.inductor and (self._as_run["skew"] == EVEN or not local.uneven)
+        if self.machine.knows_layers and as_measured:
+            measured = local_class(self.program, self._partitioner, cls, strategy, ties)
+            doing = replace(doing, profile=replace(doing.profile, fingerprint=measured.fingerprint))
+            _tell_unmeasured(measured, self.machine)
+        return doing
 
     def _beside_what_it_reads(self, doing: Doing, cls: str, strategy: Strategy, ties: Ties) -> Doing:
         """What a layer does, with what no autograd keeps of what it reads: values without a gradient that a layer
@@ -224,9 +237,24 @@ class ShardedCostModel(CostModel):
             doing, groups = self._doing(cls, strategy, ties), self._local(cls, strategy, ties).groups
             alike = ("passes", doing, tuple(map(self.machine.alike, groups)), batch)
             if alike not in self._cache:
-                self._cache[alike] = passes_of(doing.on(groups), self.machine, batch)
+                self._cache[alike] = self._found_passes(cls, strategy, batch, ties)
             self._cache[key] = self._cache[alike]
         return self._cache[key]
+
+    def _found_passes(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> Passes:
+        local, windows = self._local(cls, strategy, ties), tuple[Window, ...]()
+
+        def does(windows: tuple[Window, ...]) -> Doing:
+            if not windows:
+                return self._doing(cls, strategy, ties)
+            key = ("windows", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties), windows)
+            if key not in self._cache:
+                self._cache[key] = self._does(with_windows(local, windows), cls, strategy, ties)
+            return self._cache[key]
+
+        if self._overlapped_for is not None:
+            windows = windows_that_pay(local, does, strategy.recompute, self._overlapped_for, batch)
+        return passes_of(does(windows).on(with_windows(local, windows).groups), self.machine, batch)
 
     def _parameters(self, index: int, strategy: Strategy, ties: Ties) -> Parameters:
         """What the parameters of a layer cost, and those of its neighbours beside it.

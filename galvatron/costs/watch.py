@@ -24,7 +24,8 @@ class ObservedEvent:
     """A kernel (`axis` None) or collective at one batch size, with the bytes that it touches or sends.
 
     `reads` and `writes` are the storages of its operands and results, numbered as they were first seen, with the bytes
-    that it touches of each; `operator` is what torch dispatched.
+    that it touches of each; `operator` is what torch dispatched. A collective that is started, and the wait for it,
+    have the `window` between them.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ObservedEvent:
     reads: tuple[tuple[int, float], ...] = ()
     writes: tuple[tuple[int, float], ...] = ()
     operator: Any = None
+    window: int | None = None
 
 
 class Watch(TorchDispatchMode):

@@ -11,6 +11,7 @@ from galvatron.errors import GalvatronError, did_you_mean
 from galvatron.inspection.choices import AxisChoice, choices
 from galvatron.inspection.placements import PlacedValue, values_of
 from galvatron.inspection.view import Amounts, View
+from galvatron.ir.collectives import WAIT
 from galvatron.ir.gradients import gradients
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.foreign import is_foreign
@@ -167,6 +168,8 @@ def _facts(view: View, cls: LayerClass, name: str) -> OpFacts:
 
 
 def _why_no_rule(op: Op) -> str:
+    if op.target == WAIT:
+        return "the end of a collective that was started"
     if op.namespace == "comm":
         return "a collective, which takes a value from one placement to another"
     if is_foreign(op.target):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from galvatron.ir.collectives import Conversion, conversion, conversion_of, ends
+from galvatron.ir.collectives import WAIT, Conversion, conversion, conversion_of, ends
 from galvatron.ir.gradients import Gradients, gradients
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import BROADCAST, PARTIAL, Axis, Layout, Mesh, Placement, Shard, dual, positions
@@ -162,6 +162,8 @@ def _op_reasons(
 
 
 def _collective_reasons(op: Op, mesh: Mesh, *, differentiable: bool) -> tuple[str, ...]:
+    if op.target == WAIT:
+        return ("as it was started",) * len(mesh)
     source, target = ends(op)
     told = _moving(conversion_of(op), source, target)
     back = conversion(dual(target), dual(source)) if differentiable else None

@@ -8,6 +8,10 @@ function of the same name in `runtime.collectives` does it.
 The first argument is the value, `axis` the name of an axis of the class mesh; all keyword arguments are always written,
 except for flags, which are written where they are true. `outer` sees a dimension of the local tensor as `(outer, n,
 rest)`, of which the axis splits or joins `n`; `folded` says that it does so in folded slices.
+
+A collective that is `started` is only begun where it stands. Its result is under way until `comm.wait`, the only op
+that may read it, gives it; what stands between the two runs beside it. In the backward it is the other way round: the
+gradient's collective is begun where the wait stands, and waited for where the start stands.
 """
 
 from __future__ import annotations
@@ -89,7 +93,8 @@ class Collective:
     @cached_property
     def flags(self) -> tuple[str, ...]:
         """Its flags, which follow the other keywords."""
-        return () if self.routes else tuple(f"{prefix}folded" for prefix in self.shards)
+        folded = () if self.routes else tuple(f"{prefix}folded" for prefix in self.shards)
+        return (*folded, STARTED) if self.sent else folded
 
     @property
     def sent(self) -> str:
@@ -106,7 +111,11 @@ class Collective:
         return tuple((name, keywords[name]) for name in (*self.keywords, *self.flags) if name in keywords)
 
 
+STARTED = "started"
+"""The flag of a collective whose result is waited for later."""
+
 _KINDS = (
+    Collective("wait", {}),
     Collective("copy", {(REPLICATE, BROADCAST): None}),
     Collective(
         "all_reduce",
@@ -140,6 +149,15 @@ and what it sends to one of them."""
 LIBRARY_COPIES: dict[str, dict[str, float]] = {"cpu": {"all_gather": 1.0, "reduce_scatter": 1.0}}
 """By kind of device and collective, how many tensors of the payload's size its library takes until it was waited for:
 gloo lays out what it gathers in memory of its own, and sums parts in a copy of all of them."""
+
+
+WAIT = "comm.wait"
+"""Gives the result of a collective that was started. It leads nowhere, and nothing crosses the network for it."""
+
+
+def is_started(op: Op) -> bool:
+    """Whether the result of an op is under way, and has to be waited for."""
+    return op.namespace == "comm" and op.kwarg(STARTED) is True
 
 
 @dataclass(frozen=True)
@@ -249,7 +267,7 @@ def result_shape(op: Op, shape: tuple[Dim, ...], axis_size: int) -> tuple[Dim, .
     """The local shape after a collective op on an axis of `axis_size` ranks; one that does not divide stays a
     fraction."""
     local = list(shape)
-    if COLLECTIVES[op.target].routes:
+    if COLLECTIVES[op.target].routes or op.target == WAIT:
         return shape
     before, after = ends(op)
     if isinstance(after, Shard):

@@ -64,7 +64,8 @@ class Plan:
     layers share; what it leaves out is settled when the plan meets its program (`galvatron.ir.planned.fitted`).
     `step_time_s` and `peak_bytes` (per pipeline rank, per device) are predictions, None in a plan that nobody
     estimated. `skew` says how unevenly rows may choose (`galvatron.ir.skew`) where predictions hold; None where none
-    do. `search` says how it was found, if a search did.
+    do. With `overlap`, collectives of layers run beside computation where that pays. `search` says how it was found,
+    if a search did.
     """
 
     fingerprint: str
@@ -78,6 +79,7 @@ class Plan:
     step_time_s: float | None = None
     peak_bytes: tuple[int, ...] | None = None
     skew: float | None = field(default=None, kw_only=True, metadata=OPTIONAL)
+    overlap: bool = field(default=True, kw_only=True, metadata=OPTIONAL)
     search: Searched = field(default=Searched(), kw_only=True)
 
     @property

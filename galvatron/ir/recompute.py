@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Literal
 
-from galvatron.ir.collectives import COLLECTIVES
+from galvatron.ir.collectives import COLLECTIVES, WAIT
 from galvatron.ir.gradients import spread
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.table import operator_of
@@ -35,7 +35,9 @@ def replays(recompute: str) -> bool:
 
 def runs_once(op: Op) -> bool:
     """Whether selective recomputation leaves the op out."""
-    return bool(COLLECTIVES[op.target].sent) if op.namespace == "comm" else operator_of(op).kept
+    if op.namespace == "comm":
+        return op.target == WAIT or bool(COLLECTIVES[op.target].sent)
+    return operator_of(op).kept
 
 
 def selective_steps(graph: Graph, recompute: str) -> dict[int, Step]:

@@ -28,10 +28,12 @@ PASSES: dict[str, str] = {
     "shard": "galvatron.passes.lower.shard:Shard",
     # sharded → sharded: collectives between layers whose layouts differ
     "redistribute": "galvatron.passes.lower.redistribute:Redistribute",
+    # sharded → sharded: collectives of layers run beside computation where that pays
+    "overlap": "galvatron.passes.planning.overlap:Overlap",
     # sharded → staged: what each stage runs, receives, sends and keeps
     "split-stages": "galvatron.passes.lower.split_stages:SplitStages",
 }
 
 FRONT_END = ("normalize", "fuse", "count-once", "cluster-layers")
 PLANNING = ("annotate-costs", "enumerate-strategies", "prune", "search")
-LOWERING = ("shard", "redistribute", "split-stages")
+LOWERING = ("shard", "redistribute", "overlap", "split-stages")

@@ -14,6 +14,7 @@ from galvatron.runtime.collectives import (
     pad,
     reduce_scatter,
     slice,
+    wait,
 )
 from galvatron.runtime.comm.counter import CommunicationCounter
 from galvatron.runtime.deferral import addmm, linear
@@ -88,4 +89,5 @@ __all__ = [
     "shutdown",
     "slice",
     "together",
+    "wait",
 ]

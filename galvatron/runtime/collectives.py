@@ -6,11 +6,12 @@ Every one of them is linear, so each is a pair (forward, adjoint) of plain funct
 
 How a dimension is sharded is told as in `Sharded` (`runtime.slices`). Integer and boolean tensors work too and carry no
 gradient.
+
+One that sends may be `started`: what it gives then is for `wait`, which gives the tensor (`runtime.started`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,8 +23,7 @@ from galvatron.runtime.comm import now
 from galvatron.runtime.experts import route_of
 from galvatron.runtime.mesh import Axis
 from galvatron.runtime.slices import Sharded, in_order, route
-
-Map = Callable[[Tensor], Tensor]
+from galvatron.runtime.started import Map, Started, UnderWay, ended
 
 
 class _Linear(torch.autograd.Function):
@@ -32,20 +32,22 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: Map, adjoint: Map) -> Tensor:
         ctx.adjoint, ctx.place = adjoint, now.place
-        return forward(x)
+        return ended(forward(x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         now.place = ctx.place
-        gradient = ctx.adjoint(gradients[0])
+        gradient = ended(ctx.adjoint(gradients[0]))
         now.place = None
         return gradient, None, None
 
 
-def _apply(x: Tensor, forward: Map, adjoint: Map) -> Tensor:
+def _apply(x: Tensor, forward: Map, adjoint: Map, started: bool = False) -> Any:
+    if started:
+        return Started.of(x, forward, adjoint)
     if x.requires_grad and torch.is_grad_enabled():
-        return _Linear.apply(x, forward, adjoint)  # type: ignore[return-value]  # apply is untyped in torch
-    return forward(x)
+        return _Linear.apply(x, forward, adjoint)
+    return ended(forward(x))
 
 
 def copy(x: Tensor, axis: Axis) -> Tensor:
@@ -53,36 +55,40 @@ def copy(x: Tensor, axis: Axis) -> Tensor:
     return _apply(x, _identity, lambda g: _sum(g, axis))
 
 
-def all_reduce(x: Tensor, axis: Axis, *, grad: str) -> Tensor:
+def all_reduce(x: Tensor, axis: Axis, *, grad: str, started: bool = False) -> Tensor:
     """P -> R (`grad="identity"`) or R' (`grad="all_reduce"`): the sum over the axis."""
     if grad == "identity":
-        return _apply(x, lambda t: _sum(t, axis), _identity)
+        return _apply(x, lambda t: _sum(t, axis), _identity, started)
     if grad == "all_reduce":
-        return _apply(x, lambda t: _sum(t, axis), lambda g: _sum(g, axis))
+        return _apply(x, lambda t: _sum(t, axis), lambda g: _sum(g, axis), started)
     raise _bad_grad("all_reduce", grad)
 
 
-def all_gather(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False, grad: str) -> Tensor:
+def all_gather(
+    x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False, grad: str, started: bool = False
+) -> Tensor:
     """S -> R (`grad="slice"`) or R' (`grad="reduce_scatter"`): the whole tensor."""
     place = Sharded(dim, outer, folded=folded)
     if grad == "slice":
-        return _apply(x, lambda t: gather_full(t, axis, place), lambda g: _part(g, axis, place))
+        return _apply(x, lambda t: _gather(t, axis, place), lambda g: _part(g, axis, place), started)
     if grad == "reduce_scatter":
-        return _apply(x, lambda t: gather_full(t, axis, place), lambda g: _sum_part(g, axis, place))
+        return _apply(x, lambda t: _gather(t, axis, place), lambda g: _sum_part(g, axis, place), started)
     raise _bad_grad("all_gather", grad)
 
 
-def reduce_scatter(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False) -> Tensor:
+def reduce_scatter(
+    x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False, started: bool = False
+) -> Tensor:
     """P -> S: this rank's slice of the sum over the axis."""
     place = Sharded(dim, outer, folded=folded)
-    return _apply(x, lambda t: _sum_part(t, axis, place), lambda g: gather_full(g, axis, place))
+    return _apply(x, lambda t: _sum_part(t, axis, place), lambda g: _gather(g, axis, place), started)
 
 
 def slice(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, folded: bool = False, grad: str) -> Tensor:
     """R (`grad="all_gather"`) or R' (`grad="pad"`) -> S: this rank's slice."""
     place = Sharded(dim, outer, folded=folded)
     if grad == "all_gather":
-        return _apply(x, lambda t: _part(t, axis, place), lambda g: gather_full(g, axis, place))
+        return _apply(x, lambda t: _part(t, axis, place), lambda g: _gather(g, axis, place))
     if grad == "pad":
         return _apply(x, lambda t: _part(t, axis, place), lambda g: _padded(g, axis, place))
     raise _bad_grad("slice", grad)
@@ -98,6 +104,7 @@ def all_to_all(
     concat_dim: int,
     concat_outer: int = 1,
     concat_folded: bool = False,
+    started: bool = False,
 ) -> Tensor:
     """S(concat) -> S(split): what was split becomes whole, what was whole becomes split; or one dimension is cut anew.
 
@@ -105,10 +112,12 @@ def all_to_all(
     """
     concat = Sharded(concat_dim, concat_outer, folded=concat_folded)
     split = Sharded(split_dim, split_outer, folded=split_folded)
-    return _apply(x, lambda t: _exchange(t, axis, concat, split), lambda g: _exchange(g, axis, split, concat))
+    return _apply(x, lambda t: _exchange(t, axis, concat, split), lambda g: _exchange(g, axis, split, concat), started)
 
 
-def dispatch(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size: int) -> Tensor:
+def dispatch(
+    x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size: int, started: bool = False
+) -> Tensor:
     """S -> S(by): each row goes to the rank that has what it chooses.
 
     Args:
@@ -117,13 +126,18 @@ def dispatch(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, siz
         size: among how many; each rank has an equal part of them.
     """
     route = route_of(by, axis, size)
-    return _apply(x, lambda t: route.there(t, axis), lambda g: route.back(g, axis))
+    return _apply(x, lambda t: route.there(t, axis), lambda g: route.back(g, axis), started)
 
 
-def combine(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size: int) -> Tensor:
+def combine(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size: int, started: bool = False) -> Tensor:
     """S(by) -> S: each row goes back to where it came from. Arguments are those of `dispatch`."""
     route = route_of(by, axis, size)
-    return _apply(x, lambda t: route.back(t, axis), lambda g: route.there(g, axis))
+    return _apply(x, lambda t: route.back(t, axis), lambda g: route.there(g, axis), started)
+
+
+def wait(started: Started, axis: Axis) -> Tensor:
+    """The result of a collective on the axis that was started; its gradient's collective is started here."""
+    return started.wait()
 
 
 def first(x: Tensor, axis: Axis, *, grad: str) -> Tensor:
@@ -152,27 +166,28 @@ def _bad_grad(op: str, grad: str) -> GalvatronError:
 
 def gather_full(x: Tensor, axis: Axis, place: Sharded) -> Tensor:
     """The whole tensor from the axis' slices."""
+    return _gather(x, axis, place).wait()
+
+
+def _gather(x: Tensor, axis: Axis, place: Sharded) -> UnderWay:
     parts = x.new_empty((axis.size, *x.shape))
-    comm.all_gather(parts, packed(x), axis.group).wait()
-    return place.join(parts)
+    return UnderWay(comm.all_gather(parts, packed(x), axis.group), lambda: place.join(parts))
 
 
 def _identity(x: Tensor) -> Tensor:
     return x.view_as(x)
 
 
-def _sum(x: Tensor, axis: Axis) -> Tensor:
+def _sum(x: Tensor, axis: Axis) -> UnderWay:
     # `x` may be shared with other consumers, or be a gradient that autograd still adds to: reduce a copy.
     total = packed(x.clone(memory_format=torch.contiguous_format))
-    comm.all_reduce(total, axis.group).wait()
-    return total
+    return UnderWay(comm.all_reduce(total, axis.group), lambda: total)
 
 
-def _sum_part(x: Tensor, axis: Axis, place: Sharded) -> Tensor:
+def _sum_part(x: Tensor, axis: Axis, place: Sharded) -> UnderWay:
     parts = packed(place.split(x, axis.size))
     total = torch.empty_like(parts[0])
-    comm.reduce_scatter(total, parts, axis.group).wait()
-    return total
+    return UnderWay(comm.reduce_scatter(total, parts, axis.group), lambda: total)
 
 
 def _part(x: Tensor, axis: Axis, place: Sharded) -> Tensor:
@@ -185,22 +200,22 @@ def _padded(x: Tensor, axis: Axis, place: Sharded) -> Tensor:
     return place.join(parts)
 
 
-def _exchange(x: Tensor, axis: Axis, source: Sharded, target: Sharded) -> Tensor:
+def _exchange(x: Tensor, axis: Axis, source: Sharded, target: Sharded) -> UnderWay:
     if source.dim == target.dim:
         return _cut_anew(x, axis, source, target)
     sent = packed(target.split(x, axis.size))
     received = torch.empty_like(sent)
-    comm.all_to_all(received, sent, axis.group).wait()
-    return source.join(received)
+    return UnderWay(comm.all_to_all(received, sent, axis.group), lambda: source.join(received))
 
 
-def _cut_anew(x: Tensor, axis: Axis, source: Sharded, target: Sharded) -> Tensor:
+def _cut_anew(x: Tensor, axis: Axis, source: Sharded, target: Sharded) -> UnderWay:
     """Another slice of the same dimension: each rank sends to each what that one is to have."""
     way = route(source, target, axis.index, axis.size)
     sent = packed(in_order(x, source.dim, way.sent).movedim(source.dim, 0))
     received = torch.empty_like(sent)
-    comm.all_to_all(received, sent, axis.group, received_parts=way.received_counts, sent_parts=way.sent_counts).wait()
-    return in_order(received.movedim(0, source.dim), source.dim, way.received)
+    counts = {"received_parts": way.received_counts, "sent_parts": way.sent_counts}
+    handle = comm.all_to_all(received, sent, axis.group, **counts)
+    return UnderWay(handle, lambda: in_order(received.movedim(0, source.dim), source.dim, way.received))
 
 
 def _on_first(x: Tensor, axis: Axis) -> Tensor:

@@ -6,7 +6,7 @@ tell each other; a rank that gets no rows, or has none, takes part all the same.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from galvatron.runtime import comm
 from galvatron.runtime.mesh import Axis
+from galvatron.runtime.started import UnderWay
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,17 @@ class Route:
     received: tuple[int, ...]
     chosen: Tensor
 
-    def there(self, rows: Tensor, axis: Axis) -> Tensor:
+    def there(self, rows: Tensor, axis: Axis) -> UnderWay:
         """The rows of all ranks that come to this one."""
-        return _sent(rows[self.order], self.sent, self.received, axis)
+        return _sent(rows[self.order], self.sent, self.received, axis, lambda found: found)
 
-    def back(self, rows: Tensor, axis: Axis) -> Tensor:
+    def back(self, rows: Tensor, axis: Axis) -> UnderWay:
         """This rank's rows, of what is where they went."""
-        found = _sent(rows.contiguous(), self.received, self.sent, axis)
-        return torch.empty_like(found).index_copy_(0, self.order, found)
+
+        def in_order(found: Tensor) -> Tensor:
+            return torch.empty_like(found).index_copy_(0, self.order, found)
+
+        return _sent(rows.contiguous(), self.received, self.sent, axis, in_order)
 
 
 _routes: MutableMapping[Tensor, dict[tuple[int, int], Route]] = WeakIdKeyDictionary()
@@ -77,7 +81,13 @@ def _found(chosen: Tensor, axis: Axis, size: int) -> Route:
     return Route(order, tuple(there), tuple(here), come)
 
 
-def _sent(rows: Tensor, sent: tuple[int, ...], received: tuple[int, ...], axis: Axis) -> Tensor:
+def _sent(
+    rows: Tensor,
+    sent: tuple[int, ...],
+    received: tuple[int, ...],
+    axis: Axis,
+    laid_out: Callable[[Tensor], Tensor],
+) -> UnderWay:
     found = rows.new_empty(sum(received), *rows.shape[1:])
-    comm.all_to_all(found, rows, axis.group, received_parts=received, sent_parts=sent).wait()
-    return found
+    handle = comm.all_to_all(found, rows, axis.group, received_parts=received, sent_parts=sent)
+    return UnderWay(handle, lambda: laid_out(found))

@@ -42,7 +42,7 @@ def predicted_timeline(
     Raises:
         PlanError: the plan does not fit the program, the cluster or the batch.
     """
-    model = model or cost_model(in_pieces(program, plan), plan.skew)
+    model = model or cost_model(in_pieces(program, plan), plan.skew, overlap=plan.overlap)
     seconds, stages = estimate_plan(program, plan, model=model)
     setting = setting_of(program, plan)
     each = _OF_COMPUTATION + _OF_LAYER * max(len(stage.layers) for stage in stages)

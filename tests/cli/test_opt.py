@@ -36,7 +36,7 @@ def test_passes_are_listed_with_options_and_forms(tmp_path: Path) -> None:
 def test_the_listed_pipeline_compiles_a_program(captured_file: Path, tmp_path: Path) -> None:
     assert "annotate-costs{cluster=PRESET:NODESxDEVICES}," in run("opt", "--list-pipeline", captured_file)[0]
     pipeline = run("opt", "--list-pipeline", captured_file, "--cluster", "a100-80g:1x2")[0].strip()
-    assert pipeline.startswith(PASSES_TO_LAYERS) and pipeline.endswith("shard,redistribute,split-stages")
+    assert pipeline.startswith(PASSES_TO_LAYERS) and pipeline.endswith("shard,redistribute,overlap,split-stages")
     costed = tmp_path / "costed.gir"
     cluster = "annotate-costs{cluster=a100-80g:1x2}"
     run("opt", captured_file, "--passes", f"{PASSES_TO_LAYERS},{cluster}", "-o", costed)

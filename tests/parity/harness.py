@@ -108,6 +108,7 @@ def planned(
     plan: str | Plan | Sequence[Sequence[str]],
     world_size: int = 4,
     precision: str | None = None,
+    overlap: bool = False,
     **fields: Any,
 ) -> Program:
     """The model under a plan: a shorthand, a plan, or the strategies of each stage; `fields` are the plan's others."""
@@ -118,11 +119,16 @@ def planned(
         stages = tuple(tuple(Strategy.parse(s) for s in stage) for stage in plan)
         defaults = {"micro_batches": 4, "schedule": "1f1b", "global_batch_size": BATCH_SIZE}
         plan = Plan(program.fingerprint, world_size=world_size, stages=stages, **(defaults | fields))
-    return with_plan(program, plan)
+    return with_plan(program, plan, overlap=overlap)
 
 
-def with_plan(program: Program, plan: Plan) -> Program:
-    """A program under a plan, which may be for another number of samples than the example batch."""
+def with_plan(program: Program, plan: Plan, *, overlap: bool = False) -> Program:
+    """A program under a plan, which may be for another number of samples than the example batch.
+
+    Args:
+        overlap: whether collectives of layers run beside computation; on the cluster of these tests that always pays.
+    """
+    plan = replace(plan, overlap=overlap)
     cluster = proportional(Cluster.parse(f"a100-80g:1x{plan.world_size}"))
     plan = plans.fitted(plan, program, plan.world_size, plan.global_batch_size)
     program = plans.in_pieces(program, plan)

@@ -8,14 +8,18 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from galvatron.costs.estimate import estimate_plan
 from galvatron.errors import VerifyError
 from galvatron.forms import lowered
+from galvatron.ir.collectives import is_started
+from galvatron.ir.planned import PlanShorthand
+from galvatron.ir.program import Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
 from tests import models
 from tests.checkpoints.test_resharding import AFTER, BEFORE, loads_and_goes_on, saves_and_goes_on
 from tests.marks import some_slow
-from tests.parity.harness import BATCH_SIZE, check, eager, job_of, planned, subject
+from tests.parity.harness import BATCH_SIZE, check, check_program, eager, job_of, planned, subject
 from tests.parity.test_evaluation import evaluate
 from tests.parity.test_random_plans import COMMON, ROLES, one_example
 from tests.ranks import run_ranks
@@ -87,6 +91,34 @@ def test_rows_go_to_their_experts_once() -> None:
     experts = text.count("spmd.grouped_linear")
     assert experts == 2 * text.count("comm.dispatch(") == 2 * text.count("comm.combine(") > 0
     assert all("routed=true" in line for line in text.splitlines() if "spmd.grouped_linear" in line)
+
+
+def started(program: Program) -> list[str]:
+    """The collectives that are under way for a while."""
+    return [op.result.name for cls in lowered(program).classes for op in cls.graph.ops if is_started(op)]
+
+
+BESIDE = [
+    "m2/ep2", "m2/ep2-recompute", "m2/ep2-recompute=selective", "m1/ep2-tp2", "m2/ep2-zero3", "m1/ep2-ulysses2",
+    "pp2/m4/zbv/ep2", "pp2/m2/1f1b/ep2-zero1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "plan"), some_slow([], [(family, plan) for family in ("qwen2-moe", "deepseek-v3") for plan in BESIDE])
+)
+def test_messages_beside_shared_experts_change_no_result(family: str, plan: str) -> None:
+    name, world_size = f"{family}-batched_mm", PlanShorthand.parse(plan).world_size
+    program = planned(name, plan, world_size, overlap=True)
+    assert any("dispatch" in value for value in started(program))
+    check_program(name, program, subject(name).batch(program.batch_size, 1))
+    without = planned(name, plan, world_size)
+    assert not started(without)
+    assert estimated_s(program) < estimated_s(without)
+
+
+def estimated_s(program: Program) -> float:
+    return estimate_plan(program, program.required_plan)[0]
 
 
 WRONG = {

@@ -66,7 +66,9 @@ def plans(draw: st.DrawFn, model: str, roles: Sequence[str] = ROLES) -> Plan:
 
 def one_example(data: st.DataObject, models: Sequence[str], roles: Sequence[str] = ROLES) -> None:
     model = data.draw(st.sampled_from(models), label="model")
-    program = with_plan(costed(model)[0], data.draw(plans(model, roles), label="plan"))
+    plan = data.draw(plans(model, roles), label="plan")
+    overlap = "ep" in roles and data.draw(st.booleans(), label="overlap")
+    program = with_plan(costed(model)[0], plan, overlap=overlap)
     size = program.batch_size
     seed = data.draw(st.integers(0, 9), label="seed of the batch")
     ignored: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from galvatron import runtime as rt
 from galvatron.ir import layout
+from galvatron.ir.collectives import COLLECTIVES, STARTED
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import dual
 from galvatron.ir.types import TensorType
 from galvatron.partition.conversion import redistribute
+from galvatron.runtime import comm
 from tests.ranks import run_ranks
 
 DIM, OUTER = 1, 2
@@ -128,8 +131,9 @@ def integer_cases(world: rt.World, dtype: torch.dtype) -> None:
         assert torch.equal(result, placed(value, target, axis))
 
 
-def every_conversion(world: rt.World, shape: tuple[int, ...]) -> None:
-    """Each row of the conversion table as the compiler writes it, run by the functions that it names."""
+def every_conversion(world: rt.World, shape: tuple[int, ...], started: bool) -> None:
+    """Each row of the conversion table as the compiler writes it, run by the functions that it names; with what sends
+    `started`, and waited for later, or not."""
     axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
     mesh = (layout.Axis("a", world.size, 1),)
     shards = [layout.Shard(d, outer, folded=folded) for d in (0, 1) for outer in (1, 3) for folded in (False, True)]
@@ -143,7 +147,11 @@ def every_conversion(world: rt.World, shape: tuple[int, ...]) -> None:
         result = local * 1.0
         for op in ops:
             keywords = {name: given for name, given in op.kwargs if name != "axis"}
-            result = getattr(rt, op.target.removeprefix("comm."))(result, axis, **keywords)
+            function = getattr(rt, op.target.removeprefix("comm."))
+            if started and STARTED in COLLECTIVES[op.target].flags:
+                result = rt.wait(function(result, axis, **keywords, started=True), axis)
+            else:
+                result = function(result, axis, **keywords)
         check(result.detach(), value, told(target), axis)
         result.backward(placed(weight, told(dual(target)), axis))
         assert local.grad is not None
@@ -180,9 +188,54 @@ def test_value_and_gradient_of_every_function(world_size, contiguous):
     run_ranks(all_cases, world_size, contiguous, torch.float64)
 
 
+@pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_every_row_of_the_conversion_table(world_size):
-    run_ranks(every_conversion, world_size, (72, 72))
+def test_every_row_of_the_conversion_table(world_size: int, started: bool) -> None:
+    run_ranks(every_conversion, world_size, (72, 72), started)
+
+
+class Noted(torch.autograd.Function):
+    """A computation that notes when it runs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, notes: list[str]) -> Tensor:  # type: ignore[override]  # autograd's signature is open
+        ctx.notes = notes
+        notes.append("computes")
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        ctx.notes.append("computes")
+        return gradient * 2, None
+
+
+def what_runs_when(world: rt.World) -> list[str]:
+    """The order of a computation and of what is done to a collective that is started before it, in both directions."""
+    axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
+    notes: list[str] = []
+    start, wait = comm.all_reduce, comm.Handle.wait
+
+    def noted_start(*args: Any, **kwargs: Any) -> comm.Handle:
+        notes.append("starts")
+        return start(*args, **kwargs)
+
+    def noted_wait(handle: comm.Handle) -> None:
+        notes.append("waits")
+        wait(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comm, "all_reduce", noted_start)
+        patch.setattr(comm.Handle, "wait", noted_wait)
+        x, y = torch.ones(2, 4, dtype=torch.float64, requires_grad=True).unbind()
+        started = rt.all_reduce(x, axis, grad="all_reduce", started=True)
+        beside = Noted.apply(y, notes)
+        (rt.wait(started, axis) * beside).sum().backward()
+    return notes
+
+
+def test_what_is_started_is_under_way_while_other_things_run_in_both_directions() -> None:
+    once = ["starts", "computes", "waits"]
+    assert run_ranks(what_runs_when, 2) == [once + once] * 2
 
 
 def conjugates(world: rt.World) -> None:

@@ -37,15 +37,21 @@ def whole_weight() -> Tensor:
     return torch.randn(MATRICES, OUT, WIDTH, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
 
-def on_a_rank(world: rt.World, kind: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def on_a_rank(world: rt.World, kind: str, started: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
     own = MATRICES // world.size
     weight = whole_weight()[own * world.rank : own * (world.rank + 1)].clone().requires_grad_()
     rows, gradient, ids = rows_of(kind, world.rank)
     rows.requires_grad_()
     told = {"dim": 0, "by": ids, "size": MATRICES}
-    there = rt.dispatch(rows, axis, **told)
-    result = rt.combine(rt.grouped_linear(there, weight, ids, axis=axis, size=MATRICES, routed=True), axis, **told)
+    if started:
+        there = rt.wait(rt.dispatch(rows, axis, **told, started=True), axis)
+        made = rt.grouped_linear(there, weight, ids, axis=axis, size=MATRICES, routed=True)
+        result = rt.wait(rt.combine(made, axis, **told, started=True), axis)
+    else:
+        there = rt.dispatch(rows, axis, **told)
+        made = rt.grouped_linear(there, weight, ids, axis=axis, size=MATRICES, routed=True)
+        result = rt.combine(made, axis, **told)
     result.backward(gradient)
     return result.detach(), rows.grad, weight.grad
 
@@ -53,8 +59,9 @@ def on_a_rank(world: rt.World, kind: str) -> tuple[Tensor, Tensor | None, Tensor
 @pytest.mark.parametrize(
     ("kind", "ranks"), [("spread", 2), ("some choose none", 3), ("all choose one", 2), ("one rank has no rows", 2)]
 )
-def test_rows_are_multiplied_where_their_matrices_are(kind: str, ranks: int) -> None:
-    found = run_ranks(on_a_rank, ranks, kind)
+@pytest.mark.parametrize("started", [False, True])
+def test_rows_are_multiplied_where_their_matrices_are(kind: str, ranks: int, started: bool) -> None:
+    found = run_ranks(on_a_rank, ranks, kind, started)
     weight = whole_weight().requires_grad_()
     of_weight = torch.cat([weight_gradient for _, _, weight_gradient in found])
     for rank, (result, of_rows, _) in enumerate(found):

@@ -16,7 +16,7 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.text.lines import Line
 from galvatron.ir.text.printer import lenient_program_lines
 from galvatron.ir.types import BATCH, NUMBER_KINDS
-from galvatron.ir.verify import graphs, programs, sharding
+from galvatron.ir.verify import graphs, programs, sharding, started
 from galvatron.ir.verify.graphs import Scope, Violation
 
 _CONTEXT = 2
@@ -41,11 +41,14 @@ class Rule:
         return (self.check.__doc__ or "").strip().splitlines()[0]
 
 
+_ABOUT_GRAPHS = (graphs, started)
+
+
 def _rules(first: Form, last: Form, module: ModuleType, names: str) -> tuple[Rule, ...]:
     """Functions of a module as rules for a range of forms."""
     forms = frozenset(form for form in Form if first <= form <= last)
     return tuple(
-        Rule(name.replace("_", "-"), getattr(module, name), forms, about_graphs=module is graphs)
+        Rule(name.replace("_", "-"), getattr(module, name), forms, about_graphs=module in _ABOUT_GRAPHS)
         for name in names.split()
     )
 
@@ -58,6 +61,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "known_classes layer_signatures state_is_bound"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "state_shards"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "collectives spmd_ops random_draws result_types"),
+    *_rules(Form.CAPTURED, Form.STAGED, started, "started_collectives"),
     *_rules(Form.CAPTURED, Form.STAGED, graphs, "computed_results functions_fit calls_fit"),
     *_rules(Form.CAPTURED, Form.CAPTURED, programs, "graph_matches_program"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "layers_in_order"),
@@ -74,6 +78,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.SHARDED, Form.STAGED, sharding, "stages_in_order meshes_fit"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "strategies_as_planned ties_as_planned loss_is_whole"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "operands_fit ops_on_slices copies_agree epilogue_slices"),
+    *_rules(Form.SHARDED, Form.STAGED, sharding, "attention_waits_for_itself"),
     *_rules(Form.SHARDED, Form.STAGED, sharding, "updates_are_whole"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "edges_agree transfers_pair transfers_defined"),
     *_rules(Form.STAGED, Form.STAGED, sharding, "state_is_kept updates_are_kept tied_state_agrees zero_as_planned"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sympy
 
 from galvatron.errors import did_you_mean
-from galvatron.ir.collectives import COLLECTIVES, SHARD, ends, result_shape
+from galvatron.ir.collectives import COLLECTIVES, SHARD, WAIT, ends, result_shape
 from galvatron.ir.functions import call_problem, signature_problem
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.layout import (
@@ -414,7 +414,7 @@ def _collective_problem(op: Op, scope: Scope) -> str:
             return f"{name}={value} of a tensor of rank {rank}"
         if name.endswith("outer") and not (type(value) is int or isinstance(value, sympy.Expr)):
             return f"{name} must be a size"
-    return _movement_problem(op, operand, result, scope.mesh)
+    return "" if op.target == WAIT else _movement_problem(op, operand, result, scope.mesh)
 
 
 def _route_problem(op: Op, scope: Scope) -> str:

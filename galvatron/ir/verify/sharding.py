@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sympy
 
 from galvatron.errors import GalvatronError
+from galvatron.ir.collectives import is_started
 from galvatron.ir.gradients import gradients
 from galvatron.ir.graph import Graph, Value
 from galvatron.ir.layout import (
@@ -139,6 +140,18 @@ def ops_on_slices(program: Program) -> Iterator[Violation]:
     for cls in program.classes:
         if cls.mesh:
             yield from _placement_problems(cls, formals[cls.origin_name], whole_sizes(program, cls))
+
+
+def attention_waits_for_itself(program: Program) -> Iterator[Violation]:
+    """A layer whose attention alone is computed again waits for every collective where it begins.
+
+    The part that is computed again would wait a second time for what another part has started.
+    """
+    for cls in program.classes:
+        if cls.strategy is not None and cls.strategy.recompute == "attention":
+            for index, op in enumerate(cls.graph.ops):
+                if is_started(op):
+                    yield ("op", cls.name, index), f"{op.target} is started under recompute=attention"
 
 
 def _placement_problems(

@@ -90,7 +90,8 @@ class Search(Pass):
     is tried; None is every one. `global_batch` replaces the program's batch size. `require` and `forbid` are
     constraints on the strategies of layers (`Constraint`), such as `layers.0=tp2` and `zero3`. `objective` is `time`,
     or `memory`: the fastest of the plans that take least memory, to a thousandth. `whole_ties` keeps all shared
-    parameters whole instead of trying every way to keep them.
+    parameters whole instead of trying every way to keep them. `overlap` says whether collectives of layers run beside
+    computation where that pays.
     `width` is how many partial choices of a stage are followed behind each layer, and so says how long a search takes;
     where it leaves out none that might be better, no plan is faster than the chosen one, by the cost model, by more
     than a share `gap` of its time. After `time_limit_s` seconds, and when it is interrupted, the best plan so far is
@@ -111,6 +112,7 @@ class Search(Pass):
     objective: Literal["time", "memory"] = "time"
     time_limit_s: float | None = None
     whole_ties: bool = False
+    overlap: bool = True
     gap: float = DEFAULT_GAP
     width: int | None = DEFAULT_WIDTH
     skew: float | None = None
@@ -148,7 +150,7 @@ class Search(Pass):
         plan = problem.plan(*watch.best)
         bound_s = min(watch.bound_s, watch.best_s)
         found = Searched(self._space(choices), budget_bytes, bound_s, 1 - bound_s / watch.best_s, complete)
-        return replace(program, form=self.leaves, plan=replace(plan, search=found))
+        return replace(program, form=self.leaves, plan=replace(plan, overlap=self.overlap, search=found))
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
@@ -171,7 +173,7 @@ class Search(Pass):
         budget = program.required_cluster.default_budget_bytes if self.memory is None else int(self.memory)
         check_fixed(program, budget)
         skew = skew_of(program, self.skew)
-        model = cost_model(program, skew)
+        model = cost_model(program, skew, overlap=self.overlap)
         choices = [way for choice in self._choices(program) for way in self._ways(model.tied(), *choice)]
         if not choices:
             raise PlanError(self._nothing_left(program))

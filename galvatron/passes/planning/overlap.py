@@ -1,0 +1,53 @@
+"""`overlap`: collectives of layers are started where they stand and waited for later, with computation in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from galvatron.costs.composed import Layer as LocalLayer
+from galvatron.costs.overlap import windows_that_pay, with_windows
+from galvatron.costs.profile import Doing, profile_layer
+from galvatron.ir.gradients import gradients
+from galvatron.ir.overlap import Window, overlapped
+from galvatron.ir.program import Form, LayerClass, LayerKind, Program
+from galvatron.ir.skew import EVEN
+from galvatron.machine import Machine
+from galvatron.passes.base import Pass
+
+
+@dataclass(frozen=True)
+class Overlap(Pass):
+    """Parts collectives into a start and a wait where that pays on the program's cluster, unless the plan says not to.
+
+    Those of what a step that trains runs are looked at. What is chosen is what the costs of the plan were told with.
+    """
+
+    name = "overlap"
+    needs, leaves = Form.SHARDED, Form.SHARDED
+
+    def run(self, program: Program) -> Program:
+        if not program.required_plan.overlap or program.inductor:
+            return program
+        planned = {layer.cls for layer in program.all_layers if layer.kind is LayerKind.PLANNED}
+        machine, formals = Machine(program.required_cluster), gradients(program).formals
+        classes = (
+            replace(cls, graph=overlapped(cls.graph, _windows(program, cls, machine, formals[cls.origin_name])))
+            if cls.name in planned
+            else cls
+            for cls in program.classes
+        )
+        return replace(program, classes=tuple(classes))
+
+
+def _windows(program: Program, cls: LayerClass, machine: Machine, differentiable: set[str]) -> tuple[Window, ...]:
+    plan, strategy = program.required_plan, cls.strategy
+    assert strategy is not None
+    trained = cls.graph.without_outputs(program.only_given(cls))
+    layer = LocalLayer.of(trained, cls.mesh, frozenset(differentiable))
+    batch = program.batch_size // plan.micro_batches / strategy.sample_shards
+
+    def does(windows: tuple[Window, ...]) -> Doing:
+        kind, skew = machine.cluster.device.kind, plan.skew or EVEN
+        return profile_layer(with_windows(layer, windows), strategy.recompute, kind=kind, skew=skew)
+
+    return windows_that_pay(layer, does, strategy.recompute, machine, batch)

@@ -1,0 +1,96 @@
+"""Collectives of a layer beside its computation: what is priced, and where it is worth it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from galvatron.costs.composed import Layer
+from galvatron.costs.events import CollectiveCall, Event, collectives_s, hidden_s, kernels_s
+from galvatron.costs.overlap import windows_that_pay, with_windows
+from galvatron.costs.profile import Doing, profile_layer
+from galvatron.ir.cluster import Cluster
+from galvatron.ir.contention import NOTHING_BESIDE
+from galvatron.ir.layout import Axis
+from galvatron.ir.overlap import Window
+from galvatron.ir.text import parse_graph
+from galvatron.machine import Machine
+
+WIDTH, SAMPLES = 4096, 1024
+EP = Axis("ep", 2, 8)
+EXPERTS = f"""
+graph {{
+  input %x : f32[b, {WIDTH}] (S(0))
+  input %rows : f32[2*b, {WIDTH}] (S(0))
+  input %ids : i64[2*b] (S(0))
+  state %up : f32[{WIDTH}, {WIDTH}] (R')
+  state %down : f32[{WIDTH}, {WIDTH}] (R')
+  %there = comm.dispatch(%rows, axis="ep", dim=0, outer=1, by=%ids, size=8) : f32[2*b, {WIDTH}] (S(0, by=%ids))
+  %gelu = aten.gelu.default(%there) : f32[2*b, {WIDTH}] (S(0, by=%ids))
+  %back = comm.combine(%gelu, axis="ep", dim=0, outer=1, by=%ids, size=8) : f32[2*b, {WIDTH}] (S(0))
+  %shared = aten.linear.default(%x, %up) : f32[b, {WIDTH}] (S(0))
+  %shared_1 = aten.linear.default(%shared, %down) : f32[b, {WIDTH}] (S(0))
+  return %back, %shared_1
+}}
+"""
+LAYER = Layer.of(parse_graph(EXPERTS), (EP,), frozenset({"x", "rows", "up", "down"}))
+CLUSTER = Cluster.parse("a100-80g:2x8")
+MACHINE = Machine(CLUSTER)
+
+
+@cache
+def does(windows: tuple[Window, ...], recompute: str = "none") -> Doing:
+    return profile_layer(with_windows(LAYER, windows), recompute, kind="cuda")
+
+
+def paying(machine: Machine, recompute: str = "none", samples: int = SAMPLES) -> tuple[Window, ...]:
+    return windows_that_pay(LAYER, lambda windows: does(windows, recompute), recompute, machine, samples)
+
+
+def test_messages_have_beside_them_as_much_as_they_last() -> None:
+    first, second = paying(MACHINE)
+    assert (first.collective, second.collective) == ("there", "back")
+    assert {*first.beside, *second.beside} == {"shared", "shared_1"}
+
+
+def machine(**changes: float) -> Machine:
+    return Machine(replace(CLUSTER, device=replace(CLUSTER.device, **changes)))
+
+
+def test_nothing_is_started_early_where_it_does_not_pay() -> None:
+    cores = replace(CLUSTER, levels=tuple(replace(level, contention=NOTHING_BESIDE) for level in CLUSTER.levels))
+    assert not paying(Machine(cores))
+    assert not paying(machine(host_op_s=1.0))
+    assert not paying(MACHINE, "attention")
+
+
+def message_s(events: tuple[Event, ...]) -> float:
+    """What one of the alike messages of a pass takes."""
+    (size, *_) = (e.payload_bytes(SAMPLES) for e in events if isinstance(e, CollectiveCall) and e.kind == "all_to_all")
+    return MACHINE.collective_s("all_to_all", size, EP)
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_what_runs_beside_a_message_is_taken_off_it_in_both_directions(direction: int) -> None:
+    windows = (Window("there", ("shared",)),)
+    profiles = [does(()).profile, does(windows).profile]
+    whole, parted = ((p.forward, p.backward)[direction] for p in profiles)
+    assert sum(isinstance(e, CollectiveCall) for e in whole) == sum(isinstance(e, CollectiveCall) for e in parted) == 2
+    assert kernels_s(whole, MACHINE, SAMPLES) == pytest.approx(kernels_s(parted, MACHINE, SAMPLES))
+    place = LAYER.graph.ops.index(LAYER.graph.producers["shared"])
+    beside_s = kernels_s(does(()).by_op[place][direction], MACHINE, SAMPLES)
+    hidden = hidden_s(MACHINE, EP, beside_s, message_s(whole))
+    assert hidden > 0
+    left_s = collectives_s(whole, MACHINE, SAMPLES) - collectives_s(parted, MACHINE, SAMPLES)
+    assert left_s == pytest.approx(hidden, rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_what_is_sent_again_is_beside_the_same(recompute: str) -> None:
+    windows = (Window("there", ("shared",)), Window("back", ("shared_1",)))
+    whole, parted = does((), recompute).profile, does(windows, recompute).profile
+    sent = [[e for e in p.backward if isinstance(e, CollectiveCall)] for p in (whole, parted)]
+    assert len(sent[0]) == len(sent[1])
+    assert collectives_s(parted.backward, MACHINE, SAMPLES) < collectives_s(whole.backward, MACHINE, SAMPLES)
