@@ -397,9 +397,8 @@ def estimate(
 
 
 def _estimated(costed: Program, plan: Plan, skew: float | None) -> Estimate:
-    step_time_s, stages = estimate_plan(
-        costed, plan, model=cost_model(in_pieces(costed, plan), skew, overlap=plan.overlap)
-    )
+    model = cost_model(in_pieces(costed, plan), skew, overlap=plan.overlap, made_for=plan.skew)
+    step_time_s, stages = estimate_plan(costed, plan, model=model)
     return Estimate(step_time_s, peak_bytes(setting_of(costed, plan), stages), stages)
 
 

@@ -22,30 +22,34 @@ if TYPE_CHECKING:
     from galvatron.costs.sharded import ShardedCostModel
 
 
-def cost_model(program: Program, skew: float | None = None, *, overlap: bool = True) -> CostModel:
+def cost_model(
+    program: Program, skew: float | None = None, *, overlap: bool = True, made_for: float | None = None
+) -> CostModel:
     """The costs of a clustered program on its cluster, read off its sharded graphs, or off what is kept of these
     (`costs.kept`).
 
     Args:
         skew: how unevenly rows choose (`galvatron.ir.skew`); None where none do.
         overlap: whether collectives of layers run beside computation where that pays, as a plan says.
+        made_for: the skew by which that is chosen, if another.
 
     Raises:
         PlanError: the program has no cluster.
     """
     clustered = replace(program, form=Form.CLUSTERED, candidates=(), cuts=(), plan=None)
     kept, skew = keeping(), EVEN if skew is None else skew
-    model = kept and _kept_model(clustered, skew, overlap, kept.folder)
+    made_for = skew if made_for is None else made_for
+    model = kept and _kept_model(clustered, skew, overlap, made_for, kept.folder)
     if kept is None or model is None:
-        return _cost_model(clustered, skew, overlap)
+        return _cost_model(clustered, skew, overlap, made_for)
     kept.models.append(model)
     return model
 
 
 @derived(maxsize=4)
-def _cost_model(program: Program, skew: float, overlap: bool) -> CostModel:
+def _cost_model(program: Program, skew: float, overlap: bool, made_for: float) -> CostModel:
     even = _even_costs(program, overlap)
-    return even if skew == EVEN else even.under(skew)
+    return even if skew == made_for == EVEN else even.under(skew, made_for=made_for)
 
 
 @derived(maxsize=2)
@@ -57,11 +61,11 @@ def _even_costs(program: Program, overlap: bool) -> ShardedCostModel:
 
 
 @derived(maxsize=2)
-def _kept_model(program: Program, skew: float, overlap: bool, folder: Path) -> KeptCosts | None:
+def _kept_model(program: Program, skew: float, overlap: bool, made_for: float, folder: Path) -> KeptCosts | None:
     """The same with what is kept in a folder; None for a program whose operators this process alone knows."""
     text = print_program(program)
-    name = digest(text, f"skew={skew} overlap={overlap}")
-    return KeptCosts(_cost_model(program, skew, overlap), name, folder) if as_shipped(text) else None
+    name = digest(text, f"{skew} {overlap} {made_for}")
+    return KeptCosts(_cost_model(program, skew, overlap, made_for), name, folder) if as_shipped(text) else None
 
 
 def estimate_plan(

@@ -76,6 +76,7 @@ class ShardedCostModel(CostModel):
         self.layers = program.planned_layers
         self._partitioner = Partitioner(program, sharded_for or cluster)
         self._overlapped_for = Machine(sharded_for or cluster) if overlap and not program.inductor else None
+        self._made_for = self
         self._cache: dict[Hashable, Any] = {}
         self._tied = tied_layers(program)
         self._as_run: _AsRun = {"kind": cluster.device.kind, "compiled": program.inductor, "skew": skew}
@@ -85,9 +86,14 @@ class ShardedCostModel(CostModel):
         held = [self._held(index) for index in range(len(self.layers))]
         self._borders = Borders(program, held, self._partitioner, Conversions(self._profiled, self.machine))
 
-    def under(self, skew: float) -> ShardedCostModel:
-        """The costs where rows choose less or more evenly; classes are cut alike, and no such rows cross borders."""
+    def under(self, skew: float, *, made_for: float | None = None) -> ShardedCostModel:
+        """The costs where rows choose less or more evenly; classes are cut alike, and no such rows cross borders.
+
+        Args:
+            made_for: the skew by which a plan says what runs beside what, if another.
+        """
         other = copy(self)
+        other._made_for = other if made_for in (None, skew) else self.under(made_for)
         other._as_run, other._cache = {**self._as_run, "skew": skew}, {}
         other._profiled = partial(profile_graph, **other._as_run)
         return other
@@ -242,19 +248,26 @@ class ShardedCostModel(CostModel):
         return self._cache[key]
 
     def _found_passes(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> Passes:
-        local, windows = self._local(cls, strategy, ties), tuple[Window, ...]()
+        windows = self._made_for._windows(cls, strategy, batch, ties)
+        doing = self._doing_with(windows, cls, strategy, ties)
+        groups = with_windows(self._local(cls, strategy, ties), windows).groups
+        return passes_of(doing.on(groups), self.machine, batch)
 
-        def does(windows: tuple[Window, ...]) -> Doing:
-            if not windows:
-                return self._doing(cls, strategy, ties)
-            key = ("windows", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties), windows)
-            if key not in self._cache:
-                self._cache[key] = self._does(with_windows(local, windows), cls, strategy, ties)
-            return self._cache[key]
+    def _windows(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> tuple[Window, ...]:
+        """What runs beside collectives of a layer, where that pays."""
+        if self._overlapped_for is None:
+            return ()
+        does = partial(self._doing_with, cls=cls, strategy=strategy, ties=ties)
+        return windows_that_pay(self._local(cls, strategy, ties), does, strategy.recompute, self._overlapped_for, batch)
 
-        if self._overlapped_for is not None:
-            windows = windows_that_pay(local, does, strategy.recompute, self._overlapped_for, batch)
-        return passes_of(does(windows).on(with_windows(local, windows).groups), self.machine, batch)
+    def _doing_with(self, windows: tuple[Window, ...], cls: str, strategy: Strategy, ties: Ties) -> Doing:
+        """What a layer of a class does with windows."""
+        if not windows:
+            return self._doing(cls, strategy, ties)
+        key = ("windows", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties), windows)
+        if key not in self._cache:
+            self._cache[key] = self._does(with_windows(self._local(cls, strategy, ties), windows), cls, strategy, ties)
+        return self._cache[key]
 
     def _parameters(self, index: int, strategy: Strategy, ties: Ties) -> Parameters:
         """What the parameters of a layer cost, and those of its neighbours beside it.
