@@ -198,7 +198,7 @@ class Run:
         self.observed.backward_dispatches = Dispatches(self.watch.ops, self.watch.views)
 
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        return communicated(op, args, kwargs, self.axes[kwargs["axis"]], self.watch, self.batch)
+        return communicated(op, args, kwargs, self.axes[kwargs["axis"]], self.watch, self.batch, EVEN)
 
 
 _CALLERS = {"keep": keep, "once": once}
