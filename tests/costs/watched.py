@@ -21,6 +21,7 @@ from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.ops.kernels import call_on
 from galvatron.ir.recompute import IN_STEPS, selective_steps
+from galvatron.ir.skew import EVEN
 from galvatron.recompute import again, keep, once, recomputed
 
 
