@@ -84,6 +84,8 @@ class Estimate:
 
     def _repr_html_(self) -> str:
         title = f"a step is predicted to take {format_seconds(self.step_time_s)}"
+        if self.balanced is not None:
+            title += f" under skew {self.skew:g}, {format_seconds(self.balanced.step_time_s)} where rows choose evenly"
         rows = [(str(rank), format_bytes(peak)) for rank, peak in enumerate(self.peak_bytes)]
         return html_table(title, ("pipeline rank", "peak memory of a device"), rows, "rr")
 

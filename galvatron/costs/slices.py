@@ -47,7 +47,7 @@ def run_on_slice(
         return _Ring.apply(*args[:3], mask, turns, axis, record, partial(attention, **options))
     counterpart = on_slices(op)
     if counterpart.routes:
-        return _of_chosen(op, *args, axis.size, skew)
+        return _of_chosen(op, args, axis.size, skew)
     rows = args[0].detach().flatten(2).select(-1, 0)[0] if counterpart.channels else args[0].detach()[..., 0]
 
     def per_rank(kind: str, numbers: int) -> int:
@@ -64,10 +64,10 @@ def run_on_slice(
     return result
 
 
-def _of_chosen(op: Op, rows: Any, weight: Any, ids: Any, ranks: int, skew: float) -> Any:
+def _of_chosen(op: Op, args: tuple[Any, ...], ranks: int, skew: float) -> Any:
     """What a rank computes that has some of the matrices: of the rows that have come by what they choose all, of rows
     that all ranks have those that choose one of its own; the others are zero."""
-    function = torch_op(whole_target(op.target))
+    (rows, weight, ids), function = args, torch_op(whole_target(op.target))
     if op.kwarg("routed") is True:
         return function(rows, weight, ids.new_empty(len(rows)))
     own = most_rows(len(rows) / ranks, ranks, skew)

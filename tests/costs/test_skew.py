@@ -9,6 +9,7 @@ from common.llama import Llama, Size, batch_of
 
 import galvatron
 from galvatron.api import Estimate
+from galvatron.cli.tables import print_estimate
 from galvatron.costs.events import CollectiveCall, launches
 from galvatron.costs.profile import profile_graph
 from galvatron.errors import GalvatronError, PlanError
@@ -19,7 +20,7 @@ from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.network import Level
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import with_plan
+from galvatron.ir.planned import PlanShorthand, with_plan
 from galvatron.ir.program import Program
 from galvatron.ir.skew import ALL, EVEN, SKEW, most_rows
 from galvatron.ir.text import parse_program, print_program
@@ -84,6 +85,15 @@ def test_an_estimate_says_what_is_when_rows_choose_evenly_and_what_is_at_most(pr
     assert even.step_time_s < usual.step_time_s < uneven.step_time_s
     assert even.peak_bytes < usual.peak_bytes < uneven.peak_bytes < uneven.bound_bytes == even.bound_bytes  # type: ignore[operator]  # as above
     assert estimate(program, "ep2", 1000.0).peak_bytes == even.bound_bytes
+
+
+def test_both_are_shown(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = with_plan(with_costs(program, CLUSTER, None), PlanShorthand.parse("ep2")).required_plan
+    found = estimate(program, plan)
+    print_estimate(found, plan, program)
+    shown = capsys.readouterr().out
+    assert "skew 1.25" in shown and "where rows choose evenly" in shown and "at most" in shown
+    assert "under skew 1.25" in found._repr_html_() and "where rows choose evenly" in found._repr_html_()
 
 
 def test_where_no_rank_has_some_of_the_matrices_nothing_depends_on_it(program: Program) -> None:

@@ -21,6 +21,7 @@ from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.ops.kernels import call_on
 from galvatron.ir.recompute import IN_STEPS, selective_steps
+from galvatron.ir.skew import EVEN
 from galvatron.recompute import again, keep, once, recomputed
 
 
@@ -198,7 +199,7 @@ class Run:
         self.observed.backward_dispatches = Dispatches(self.watch.ops, self.watch.views)
 
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        return communicated(op, args, kwargs, self.axes[kwargs["axis"]], self.watch, self.batch)
+        return communicated(op, args, kwargs, self.axes[kwargs["axis"]], self.watch, self.batch, EVEN)
 
 
 _CALLERS = {"keep": keep, "once": once}

@@ -21,7 +21,7 @@ def _attention(call: Call) -> OpDims:
     return by_line(call, f"b* {heads} {rows} d!, b* h k! d!, b* h k! e!, b* {heads} {rows} k!? -> b* {heads} {rows} e!")
 
 
-def _op_work(op: Op, tensors: Sequence[Any], _: OpDims | None) -> Work:
+def _op_work(op: Op, tensors: Sequence[Any], _dims: OpDims | None) -> Work:
     query, key, value, *_ = tensors
     return attention(query, key, value, causal=bool(op["is_causal"]))
 

@@ -53,7 +53,7 @@ def _is_transposed(op: Op) -> bool:
     return "transpose" in op.name or bool(op.get("transposed"))
 
 
-def _op_work(op: Op, tensors: Sequence[Any], _: OpDims | None) -> Work | None:
+def _op_work(op: Op, tensors: Sequence[Any], _dims: OpDims | None) -> Work | None:
     """None of an unbatched one."""
     (input_, weight, *_, output), groups = tensors, op["groups"]
     assert isinstance(groups, (int, Expr))
