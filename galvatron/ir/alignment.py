@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -20,6 +21,7 @@ class Alignment:
         values: values of the first → those of the second that are the same: inputs, state, results of the same ops.
         instead: values of either whose op the other graph lacks → the value of the other that is read in its place.
         returned: whether both return the same values, but for those in the place of others.
+        moved: the places in the first of those that stand in another order in the second.
     """
 
     ops: dict[int, int]
@@ -27,11 +29,12 @@ class Alignment:
     values: dict[str, str]
     instead: dict[str, str] = field(default_factory=dict)
     returned: bool = True
+    moved: frozenset[int] = frozenset()
 
 
 def aligned(first: Graph, second: Graph, given: Mapping[str, str] | None = None) -> Alignment:
     """The alignment of two graphs: ops are the same that do the same at the same line of the model, in order; where
-    that leaves some, those that call the same operator there.
+    that leaves some, those that call the same operator there, in order, and those that do the same on the same values.
 
     Args:
         given: inputs and state of the first → those of the second that are the same; without it those of one name.
@@ -43,6 +46,8 @@ def aligned(first: Graph, second: Graph, given: Mapping[str, str] | None = None)
     for place, there in ops.items():
         pairs = zip(first.ops[place].results, second.ops[there].results, strict=True)
         values.update((value.name, same.name) for value, same in pairs)
+    moved = _moved(first, second, ops, values)
+    ops |= moved
     back, instead = {same: value for value, same in values.items()}, dict[str, str]()
 
     def same(own: Sequence[str], other: Sequence[str]) -> bool:
@@ -65,7 +70,25 @@ def aligned(first: Graph, second: Graph, given: Mapping[str, str] | None = None)
         if not same((own := first.ops[place]).operands, (other := second.ops[there]).operands)
         or _exactly(own) != _exactly(other)
     }
-    return Alignment(ops, frozenset(changed), values, instead, same(first.outputs, second.outputs))
+    returned = same(first.outputs, second.outputs)
+    return Alignment(ops, frozenset(changed), values, instead, returned, frozenset(moved))
+
+
+def _moved(first: Graph, second: Graph, ops: Mapping[int, int], values: dict[str, str]) -> dict[int, int]:
+    """The places of ops that do the same on the same values elsewhere; `values` gets their results."""
+    taken = set(ops.values())
+    left: dict[Hashable, list[int]] = defaultdict(list)
+    for place, op in enumerate(second.ops):
+        if place not in taken:
+            left[_exactly(op), op.operands].append(place)
+    found: dict[int, int] = {}
+    for place, op in enumerate(first.ops):
+        there = left.get((_exactly(op), tuple(values.get(name, "") for name in op.operands)))
+        if there and place not in ops:
+            found[place] = there.pop(0)
+            pairs = zip(op.results, second.ops[found[place]].results, strict=True)
+            values.update((value.name, same.name) for value, same in pairs)
+    return found
 
 
 def _of_one_name(first: Graph, second: Graph) -> dict[str, str]:

@@ -135,3 +135,11 @@ def test_what_is_wrong_is_told_at_the_line_that_is(name: str, tmp_path: Path) ->
     number = text[: text.index(old)].count("\n") + 1
     assert refused["faults"][0]["line"] == number and f">>> {number:>4} | " in refused["excerpt"]
     assert len({fault["line"] for fault in refused["faults"]}) == len(refused["faults"])
+
+
+def test_what_may_follow_is_told_without_what_would_mend_it(tmp_path: Path) -> None:
+    path, (old, new, _) = written(staged(), tmp_path), EDITS["what may follow"]
+    path.write_text(path.read_text().replace(old, new, 1))
+    first, *others = json.loads(run("check", path, "--json", code=1)[0])["refused"]["faults"]
+    assert "to mend it" in first["message"] and others
+    assert not [fault for fault in others if "may follow" not in fault["message"] or "to mend it" in fault["message"]]

@@ -139,6 +139,38 @@ def test_numbers_that_do_not_show_are_told() -> None:
     assert unlike_ops(graphs[0], graphs[0], ()) == []
 
 
+NUMBERS = {
+    "label smoothing of classes": (
+        "%loss = aten.cross_entropy_loss.default(%x, %labels, label_smoothing={})", "0.1", "0.2",
+    ),
+    "label smoothing of probabilities": (
+        "%loss = aten.cross_entropy_loss.default(%x, %y, label_smoothing={})", "0.1", "0.2",
+    ),
+    "label smoothing of probabilities, or none": (
+        "%loss = aten.cross_entropy_loss.default(%x, %y, reduction=2, label_smoothing={})", "0.0", "0.1",
+    ),
+    "an epsilon": ("%loss = aten.layer_norm.default(%x, [5], eps={})", "1e-5", "1e-6"),
+    "a slope": ("%loss = aten.leaky_relu.default(%x, {})", "0.01", "0.02"),
+    "where a loss becomes linear": ("%loss = aten.huber_loss.default(%x, %y, 2, {})", "1.0", "1.1"),
+    "what is filled in": ("%loss = aten.masked_fill.Scalar(%x, %mask, {})", "0.0", "1e-3"),
+    "a bound": ("%loss = aten.clamp.default(%x, max={})", "1.0", "1.1"),
+    "a rate": ("%loss = aten.dropout.default(%x, {}, true)", "0.1", "0.11"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_another_number_among_arguments_shows(name: str) -> None:
+    line, *numbers = NUMBERS[name]
+    kind = "f32[]" if "_loss" in line else "f32[B, 5]"
+    given = "  input %x : f32[B, 5]\n  input %y : f32[B, 5]\n  input %mask : bool[B, 5]\n"
+    given += "  input %labels : i64[B]\n"
+    first, second = (
+        parse_graph(f"graph {{\n{given}  {line.format(number)} : {kind}\n  return %loss\n}}\n") for number in numbers
+    )
+    assert departure(first, first, BatchSizes(), (), [("loss", "loss")]) is None
+    assert isinstance(departure(first, second, BatchSizes(), (), [("loss", "loss")]), Departure)
+
+
 def test_a_part_of_another_shape_is_one() -> None:
     parts = [torch.zeros(2, 2, 4)] * 2
     for shape in ((2, 2, 8), (2, 2, 4, 1)):

@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from galvatron.ir.graph import Graph, Op, Value
-from galvatron.ir.program import Program
+from galvatron.ir.inlined import inlined
+from galvatron.ir.program import Form, Program
 from galvatron.ir.results import Check, Result, Update
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import differences, parse_graph, parse_program, print_program
@@ -69,6 +70,16 @@ def function_text() -> Program:
 
 
 BLOCK = "block.dp2_tp2"
+NEG, ABS = "%neg = aten.neg.default(%x) : f32[B, 4]", "%abs = aten.abs.default(%x) : f32[B, 4]"
+ORDERED = f"""
+graph {{
+  input %x : f32[B, 4]
+  {NEG}
+  {ABS}
+  %sum = aten.add.Tensor(%neg, %abs) : f32[B, 4]
+  return %sum
+}}
+"""
 ONE_PLACE: dict[str, tuple[Callable[[], Program], Callable[[Program], Program], list[str]]] = {
     "what a graph returns": (
         captured, in_graph(outputs=("n",)), ["graph", "  - return %loss", "  + return %n"],
@@ -138,6 +149,11 @@ ONE_PLACE: dict[str, tuple[Callable[[], Program], Callable[[Program], Program], 
             '    - %sum = comm.all_reduce(%down, axis="tp", grad="identity") : f32[b, 6, 8] (dp:S(0), tp:R)',
             '    + %sum = comm.all_reduce(%down, axis="tp", grad="identity") : f32[b, 6, 8] (dp:R, tp:R)',
         ],
+    ),
+    "what stands in another order": (
+        lambda: around(parse_graph(ORDERED)),
+        lambda program: in_graph(ops=tuple(program.required_graph.ops[i] for i in (1, 0, 2)))(program),
+        ["graph", "in forward", f"- {NEG}", f"+ {NEG}"],
     ),
     "how an update is made": (
         lambda: replace(captured(), updates=(Update("embed.weight", "h0"),)),
@@ -212,6 +228,43 @@ def test_an_input_of_a_captured_program_is_known_by_its_name() -> None:
     other = replace(program, graph=replace(graph, inputs=inputs, ops=tuple(ops)))
     lines = program_differences(program, other)
     assert "  - input %ids : i64[B, 6]" in lines and "  + input %tokens : i64[B, 6]" in lines
+
+
+def test_an_op_in_another_order_is_said_to_be_moved() -> None:
+    make, moved, _ = ONE_PLACE["what stands in another order"]
+    lines = program_differences(make(), moved(make()))
+    assert [line.partition("  // ")[2] for line in lines] == ["", "", "moved", "moved here"]
+
+
+def with_block(target: str) -> Program:
+    """A program of layers whose blocks have an operator in a module of their own."""
+    program = clustered(3)
+    block = program.class_of["block"]
+    ops = tuple(
+        replace(
+            op,
+            target=target if op.name == "silu" else op.target,
+            source=op.source and replace(op.source, scope="blocks.0.mlp"),
+        )
+        for op in block.graph.ops
+    )
+    return in_class("block", graph=replace(block.graph, ops=ops))(program)
+
+
+def test_ops_of_layers_are_told_in_their_own_modules_with_names_of_a_captured_program() -> None:
+    whole = with_block("aten.silu.default")
+    flat = replace(whole, form=Form.CAPTURED, graph=inlined(whole, numbered=True), classes=(), layers=())
+    lines = [" ".join(line.split()) for line in program_differences(flat, with_block("aten.relu.default"))]
+    assert lines[1:6] == [
+        "in blocks.0.mlp",
+        "/home/user/net.py:13 line 13",
+        "- %silu = aten.silu.default(%up) : f32[B, 6, 16] // now %silu'",
+        "+ %silu' = aten.relu.default(%up) : f32[B, 6, 16] // for %silu",
+        "and the same in blocks.1.mlp, blocks.2.mlp (2 times)",
+    ]
+    assert {op.source.scope for op in inlined(whole).ops if op.source and op.name == "silu"} == {
+        f"blocks.{i}.mlp" for i in range(3)
+    }
 
 
 def test_what_no_line_says_is_still_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:

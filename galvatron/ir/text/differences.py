@@ -50,7 +50,7 @@ _Pair = tuple[str, bool, tuple[Side, Side]]
 def _graphs(first: Program, second: Program) -> Iterator[_Pair]:
     if min(first.form, second.form) is Form.CAPTURED:
         if max(first.form, second.form) < Form.SHARDED and _fits(first) and _fits(second):
-            yield "graph", False, (Side(inlined(first)), Side(inlined(second)))
+            yield "graph", False, (Side(inlined(first, numbered=True)), Side(inlined(second, numbered=True)))
         return
     own = {cls.name: cls for cls in first.classes}
     for cls in second.classes:

@@ -167,22 +167,26 @@ def _changes(first: Side, second: Side, found: Alignment, names: Mapping[str, st
     """Every op that is in one graph alone or changed, in the order of both; values are called as in the first graph."""
     before, after = first.graph, second.graph
 
-    def added(ops: Iterable[Op]) -> Iterator[Change]:
-        for op in ops:
-            yield Change("+", _renamed(op, names), second.mesh, _note("for", op, found.instead, {}))
+    moved = {found.ops[place] for place in found.moved}
+
+    def added(start: int, stop: int) -> Iterator[Change]:
+        for place, op in enumerate(after.ops[start:stop], start):
+            note = "moved here" if place in moved else _note("for", op, found.instead, {})
+            yield Change("+", _renamed(op, names), second.mesh, note)
 
     at = 0
     for place, op in enumerate(before.ops):
         there = found.ops.get(place)
-        if there is None:
-            yield Change("-", op, first.mesh, _note("now", op, found.instead, names))
+        if there is None or place in found.moved:
+            note = "moved" if place in found.moved else _note("now", op, found.instead, names)
+            yield Change("-", op, first.mesh, note)
             continue
-        yield from added(after.ops[at:there])
+        yield from added(at, there)
         if place in found.changed or (typed and _placed(op) != _placed(after.ops[there])):
             yield Change("-", op, first.mesh)
             yield Change("+", _renamed(after.ops[there], names), second.mesh)
         at = there + 1
-    yield from added(after.ops[at:])
+    yield from added(at, len(after.ops))
 
 
 def _placed(op: Op) -> list[tuple[object, ...]]:

@@ -9,7 +9,11 @@ from galvatron.ir.types import TensorType
 
 
 class Misplaced(Exception):
-    """An op cannot run on values so placed; the message says why."""
+    """An op cannot run on values so placed; the message says why, which alone is `why`, and what would mend it."""
+
+    def __init__(self, why: str, mending: str = "") -> None:
+        super().__init__(why + mending)
+        self.why = why
 
 
 @dataclass(frozen=True)

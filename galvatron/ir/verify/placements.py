@@ -58,12 +58,15 @@ class Way:
     along: str = ""
 
 
-def placement_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh) -> str:
-    """Why an op may not run on operands and results so placed, and what would mend it; empty if it may. See `ways`."""
+def placement_problem(
+    op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...], mesh: Mesh, *, mended: bool = True
+) -> str:
+    """Why an op may not run on operands and results so placed, and if `mended` what would mend it; empty if it may. See
+    `ways`."""
     try:
         ways(op, operands, results, mesh)
     except Misplaced as problem:
-        return str(problem)
+        return str(problem) if mended else problem.why
     return ""
 
 
@@ -121,7 +124,7 @@ def _way_on(
     except Misplaced as problem:
         reason = f", since {problem}" if str(problem) else ""
         told = f"on {mesh[axis].name} it does not run with {_told(operands, axis)} to {_told(results, axis)}{reason}"
-        raise Misplaced(told + op_mended(way, operands, results, mesh, axis)) from None
+        raise Misplaced(told, op_mended(way, operands, results, mesh, axis)) from None
 
 
 def whole_problem(op: Op, operands: tuple[Placed, ...], results: tuple[Placed, ...]) -> str:

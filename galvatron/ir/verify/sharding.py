@@ -157,7 +157,8 @@ def attention_waits_for_itself(program: Program) -> Iterator[Violation]:
 def _placement_problems(
     cls: LayerClass, differentiable: set[str], whole: dict[str, dict[int, int]]
 ) -> Iterator[Violation]:
-    """The violations of one class; `whole` has the whole sizes of padded dimensions by value."""
+    """The violations of one class; `whole` has the whole sizes of padded dimensions by value. What would mend an op is
+    told where it reads nothing that is wrong already: else it may be right as it is."""
     placed = placed_values(cls, differentiable, whole)
     doubtful: dict[str, str] = {}
     for index, op in enumerate(cls.graph.ops):
@@ -165,7 +166,7 @@ def _placement_problems(
         if op.namespace != "comm":
             operands = tuple(placed[name] for name in op.operands)
             results = tuple(placed[value.name] for value in op.results)
-            problem = placement_problem(op, operands, results, cls.mesh)
+            problem = placement_problem(op, operands, results, cls.mesh, mended=not first)
             if problem or (problem := whole_problem(op, operands, results)):
                 told = f"{op.target}: {problem}"
                 told += f" (this may follow from what is wrong with %{first})" if first else ""
