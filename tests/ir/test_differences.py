@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from random import Random
 
 import pytest
@@ -15,6 +17,7 @@ from galvatron.ir.results import Check, Result, Update
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import differences, parse_graph, parse_program, print_program
 from galvatron.ir.text.differences import program_differences
+from galvatron.printing import print_differences
 from tests.ir.edits import Impossible
 from tests.ir.mutations import KINDS
 from tests.ir.programs import FORMS, around, captured, clustered, planned, sharded, updating
@@ -267,6 +270,24 @@ def test_ops_of_layers_are_told_in_their_own_modules_with_names_of_a_captured_pr
     assert {op.source.scope for op in inlined(whole).ops if op.source and op.name == "silu"} == {
         f"blocks.{i}.mlp" for i in range(3)
     }
+
+
+def test_lines_are_in_colour_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    lines = ["graph", "  - %a = [red]", "  + %b"]
+    shown = []
+    for file in (StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stdout", file)
+        print_differences(lines)
+        shown.append(file.getvalue().splitlines())
+    assert shown[0] == lines
+    assert [line.count("\x1b[") for line in shown[1]] == [0, 2, 2] and "[red]" in shown[1][1]
 
 
 def test_what_no_line_says_is_still_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
