@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,25 @@ FILE_WIDTH = 160
 def printable(text: str) -> str:
     """Text for a terminal: line ends stay, other characters that are not printed are escaped."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def print_differences(lines: Sequence[str], *, heading: str = "", stderr: bool = False) -> None:
+    """Prints lines; on a terminal those that are removed (`-`), added (`+`) or comments are in colour."""
+    file = sys.stderr if stderr else sys.stdout
+    if not file.isatty():
+        print(printable("\n".join((heading, *lines) if heading else lines)), file=file)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if heading:
+        console.print(Text(printable(heading), style="bold"))
+    for line in map(printable, lines):
+        console.print(Text(line, style=_STYLES.get(line.lstrip()[:2], "")))
+
+
+_STYLES = {"- ": "red", "+ ": "green", "//": "dim"}
 
 
 def one_line(text: str) -> str:

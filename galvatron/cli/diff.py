@@ -11,6 +11,7 @@ import typer
 from galvatron.cli.inputs import Json, read_program
 from galvatron.cli.output import as_json, say
 from galvatron.errors import GalvatronError
+from galvatron.printing import print_differences
 
 
 def command(
@@ -34,7 +35,10 @@ def command(
         raise GalvatronError(f"{' and '.join(of)}: name two plans or two programs")
     if programs[0]:
         lines = _program_lines(first, second)
-        say(as_json(lines) if json else "\n".join(lines) or "the programs compute the same")
+        if json:
+            say(as_json(lines))
+        else:
+            print_differences(lines or ["the programs compute the same"])
         raise typer.Exit(1 if lines else 0)
     from galvatron.answers.diff import differences
     from galvatron.cli.answers import differences_text

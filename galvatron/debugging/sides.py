@@ -10,17 +10,7 @@ from torch import Tensor
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
-from galvatron.ir.index_bounds import COMPARISONS
-
-_BOUNDS = {
-    "clamp": ("min", "max"),
-    "clamp_min": ("min",),
-    "clamp_max": ("max",),
-    "hardtanh": ("min_val", "max_val"),
-    "threshold": ("threshold",),
-    **dict.fromkeys(COMPARISONS, ("other",)),
-}
-"""By operator, the parameters that are numbers which its first operand is cut off at, or compared with."""
+from galvatron.ir.ops.table import operator_of
 
 Number = tuple[str, float]
 """Whether values are to be `equal` to it or are in `order` with it, and the number."""
@@ -77,6 +67,7 @@ def check_sides(first: Sides, second: Sides) -> None:
 def _numbers(op: Op) -> list[Number]:
     if not op.operands:
         return []
-    kind = "equal" if op.name in ("eq", "ne") else "order"
-    found = [op.get(name) for name in _BOUNDS.get(op.name, ())]
+    operator = operator_of(op)
+    kind = "equal" if len(operator.beside) == 1 else "order"
+    found = [op.get(name) for name in operator.thresholds]
     return [(kind, float(number)) for number in found if isinstance(number, int | float)]

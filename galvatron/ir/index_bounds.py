@@ -98,10 +98,11 @@ def _reads(graph: Graph, origins: Origins) -> Iterator[Read]:
             continue
         if found := _moved(op, origins, graph.types):
             origins |= {value.name: found for value in op.results}
-        counts, signs = dict(places(op, graph.types)), op.get(operator_of(op).signs)
+        operator = operator_of(op)
+        counts, signs = dict(places(op, graph.types)), op.get(operator.signs)
         for name in dict.fromkeys(op.operands):
             is_sign = isinstance(signs, Ref) and signs.name == name
-            if name in counts or is_sign or op.name in COMPARISONS:
+            if name in counts or is_sign or operator.beside:
                 for origin, moved in origins.get(name, {}).items():
                     yield Read(origin, counts.get(name), _special(op, graph.types[name]), moved, is_sign)
 
@@ -109,8 +110,8 @@ def _reads(graph: Graph, origins: Origins) -> Iterator[Read]:
 def _moved(op: Op, origins: Origins, types: Mapping[str, TensorType]) -> dict[str, bool]:
     """What the results of an op have elements of."""
     operator = operator_of(op)
-    moves = operator.free or operator.casts or op.name in _COPIES
-    if not moves and op.name not in _REPLACES:
+    moves = operator.free or operator.casts or operator.elements == "moved"
+    if not moves and not operator.elements:
         return {}
     found: dict[str, bool] = {}
     for name in op.operands[:1] if moves else op.operands:
@@ -119,29 +120,13 @@ def _moved(op: Op, origins: Origins, types: Mapping[str, TensorType]) -> dict[st
     return found
 
 
-_COPIES = ("clone", "contiguous", "slice", "select", "narrow", "flip", "roll", "flatten", "unflatten", "detach")
-_REPLACES = ("constant_pad_nd", "pad", "where", "masked_fill", "clamp", "clamp_min", "clamp_max", "cat", "stack")
-"""Operators whose results have elements of their operands at other places, and those that put others beside some."""
-
-COMPARISONS: dict[str, tuple[int, ...]] = {
-    "eq": (0,),
-    "ne": (0,),
-    "lt": (-1, 0),
-    "ge": (-1, 0),
-    "le": (0, 1),
-    "gt": (0, 1),
-}
-"""Operators that compare each element with a number, and what is next to that on both sides."""
-
-
 def _special(op: Op, type_: TensorType) -> tuple[float, ...]:
     """The numbers that mean something else to an op than others; of floating ones those that no random number is."""
-    if op.name in COMPARISONS:
-        number = op.get("other")
-        beside = tuple(more for more in COMPARISONS[op.name] if not type_.is_floating)
-        beside = (0,) if op.name in ("eq", "ne") else beside
-        return tuple(number + more for more in beside) if isinstance(number, int | float) else ()
     operator = operator_of(op)
+    if operator.beside:
+        number = op.get("other")
+        beside = () if type_.is_floating and len(operator.beside) > 1 else operator.beside
+        return tuple(number + more for more in beside) if isinstance(number, int | float) else ()
     named = (op.get(name) for name in operator.special)
     return tuple(number for number in named if isinstance(number, int) and (number >= 0 or not operator.looks_up))
 

@@ -38,17 +38,21 @@ def inlined(program: Program, *, numbered: bool = False) -> Graph:
     return Graph(program.inputs, state, tuple(ops), program.results)
 
 
-_NUMBER = re.compile(r"_\d+$")
+_NUMBER = re.compile(r"(?<=.)_\d+$")
 
 
 def _ops(layer: Layer, graph: Graph, called: dict[str, str], module: Callable[[str], str]) -> Iterator[Op]:
-    name = called | dict(zip((v.name for v in graph.inputs), layer.operands, strict=True))
-    name |= dict(zip((v.name for v in graph.state), layer.state, strict=True))
-    name |= dict(zip(graph.outputs, layer.results, strict=True))
+    bound = called | dict(zip((v.name for v in graph.inputs), layer.operands, strict=True))
+    bound |= dict(zip((v.name for v in graph.state), layer.state, strict=True))
+    bound |= dict(zip(graph.outputs, layer.results, strict=True))
+
+    def name(formal: str) -> str:
+        return bound.get(formal, f"{layer.name}/{formal}")  # a program that is compared need not be valid
+
     for op in graph.ops:
-        results = tuple(replace(v, name=name[v.name]) for v in op.results)
+        results = tuple(replace(v, name=name(v.name)) for v in op.results)
         source = op.source and replace(op.source, scope=module(op.source.scope))
-        yield replace(op.map_refs(lambda formal: name[formal]), results=results, source=source)
+        yield replace(op.map_refs(name), results=results, source=source)
 
 
 def _modules(first: tuple[str, ...], own: tuple[str, ...]) -> Callable[[str], str]:

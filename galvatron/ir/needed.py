@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from galvatron.ir.either import EITHER
 from galvatron.ir.graph import Graph, Op
+from galvatron.ir.index_bounds import places
 from galvatron.ir.ops.rearrangements import OPERATORS as REARRANGEMENTS
+from galvatron.ir.ops.table import operator_of
 from galvatron.ir.program import Program
 
 
@@ -57,17 +59,11 @@ def tables_of(program: Program) -> dict[str, Table]:
 
 
 def _looked_up(op: Op, graph: Graph) -> Iterator[tuple[str, Table]]:
-    """The value whose numbers an op looks up, and in what."""
-    if op.namespace != "aten":
+    """The values whose numbers an op looks up, and in what."""
+    operator = operator_of(op)
+    if op.namespace != "aten" or not (operator.looks_up or operator.special):
         return
-    if op.name == "embedding":
-        rows, index, ignored = graph.types[op.operands[0]].shape[0], op.operands[1], None
-    elif op.name in ("cross_entropy_loss", "nll_loss", "nll_loss2d", "nll_loss_nd"):
-        classes, index = graph.types[op.operands[0]].shape, op.operands[1]
-        rows, ignored = classes[min(1, len(classes) - 1)], op["ignore_index"]
-        if graph.types[index].is_floating:  # probabilities
-            return
-    else:
-        return
-    if isinstance(rows, int):
-        yield index, Table(rows, ignored if isinstance(ignored, int) else None)
+    ignored = None if operator.looks_up else op[operator.special[0]]  # a row without a gradient is a row
+    for index, rows in places(op, graph.types):
+        if isinstance(rows, int):
+            yield index, Table(rows, ignored if isinstance(ignored, int) else None)

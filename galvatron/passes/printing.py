@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from galvatron.ir.graph import Graph, Op
 from galvatron.ir.program import Program
 from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Step
-from galvatron.printing import printable
+from galvatron.printing import print_differences
 
 
 @dataclass
@@ -162,18 +161,4 @@ def ops_within(graph: Graph, module: str) -> tuple[Op, ...]:
 
 
 def _show(heading: str, text: str) -> None:
-    """Prints to stderr; removed and added lines in colour where that is a terminal."""
-    heading, text = printable(heading), printable(text)
-    if not sys.stderr.isatty():
-        print(f"{heading}\n{text}", file=sys.stderr)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text(heading, style="bold"))
-    for line in text.split("\n"):
-        console.print(Text(line, style=_STYLES.get(line.lstrip()[:2], "")))
-
-
-_STYLES = {"- ": "red", "+ ": "green", "//": "dim"}
+    print_differences(text.split("\n"), heading=heading, stderr=True)

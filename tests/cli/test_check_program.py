@@ -138,8 +138,11 @@ def test_what_is_wrong_is_told_at_the_line_that_is(name: str, tmp_path: Path) ->
 
 
 def test_what_may_follow_is_told_without_what_would_mend_it(tmp_path: Path) -> None:
-    path, (old, new, _) = written(staged(), tmp_path), EDITS["what may follow"]
-    path.write_text(path.read_text().replace(old, new, 1))
+    path = written(staged(), tmp_path)
+    lines = path.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("  %add "))
+    lines[place] = lines[place].replace("tp:R)", "tp:P)")
+    path.write_text("\n".join(lines))
     first, *others = json.loads(run("check", path, "--json", code=1)[0])["refused"]["faults"]
-    assert "to mend it" in first["message"] and others
+    assert first["line"] == place + 1 and "to mend it" in first["message"] and others
     assert not [fault for fault in others if "may follow" not in fault["message"] or "to mend it" in fault["message"]]

@@ -29,6 +29,14 @@ def new_model(dtype: torch.dtype) -> GPT:
     return GPT(layers=3, scaled=False).to(dtype)
 
 
+class Coarse(GPT):
+    """Its float32 is off by a thousandth, and so no measure of what rounding makes of bf16."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().forward(*args, **kwargs)
+        return loss * 1.001 if loss.dtype == F32 else loss
+
+
 def compiled(plan: str, dtype: torch.dtype, **options: Any) -> galvatron.CompiledModel:
     return galvatron.compile(new_model(dtype), new_batch(), plan=plan, optimizer=adamw, **options)
 
@@ -147,13 +155,14 @@ def test_lengths_are_those_of_the_batch() -> None:
 
 
 def test_what_is_rounding_of_bf16_is_not_much() -> None:
-    own = compiled("m1/dp1", F32, precision="bf16")
-    assert not own.compare_with(new_model(F32), new_batch()).departures
+    model = Coarse(layers=1, scaled=False)
+    own = galvatron.compile(model, new_batch(), plan="m1/dp1", optimizer=adamw, precision="bf16")
+    assert not own.compare_with(model, new_batch()).departures
     real = own._executor.gradients
     with pytest.MonkeyPatch.context() as monkeypatch:
         more = lambda **options: ((name, value * 1.3) for name, value in real(**options))  # noqa: E731
         monkeypatch.setattr(own._executor, "gradients", more)
-        found = own.compare_with(new_model(F32), new_batch())
+        found = own.compare_with(model, new_batch())
     assert [row.what for row in found.rows if row.is_rounding] == ["loss"], str(found)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from random import Random
 
 import pytest
@@ -15,6 +17,7 @@ from galvatron.ir.results import Check, Result, Update
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import differences, parse_graph, parse_program, print_program
 from galvatron.ir.text.differences import program_differences
+from galvatron.printing import print_differences
 from tests.ir.edits import Impossible
 from tests.ir.mutations import KINDS
 from tests.ir.programs import FORMS, around, captured, clustered, planned, sharded, updating
@@ -153,7 +156,7 @@ ONE_PLACE: dict[str, tuple[Callable[[], Program], Callable[[Program], Program], 
     "what stands in another order": (
         lambda: around(parse_graph(ORDERED)),
         lambda program: in_graph(ops=tuple(program.required_graph.ops[i] for i in (1, 0, 2)))(program),
-        ["graph", "in forward", f"- {NEG}", f"+ {NEG}"],
+        ["graph", "in forward", f"+ {ABS}", f"- {ABS}"],
     ),
     "how an update is made": (
         lambda: replace(captured(), updates=(Update("embed.weight", "h0"),)),
@@ -233,7 +236,7 @@ def test_an_input_of_a_captured_program_is_known_by_its_name() -> None:
 def test_an_op_in_another_order_is_said_to_be_moved() -> None:
     make, moved, _ = ONE_PLACE["what stands in another order"]
     lines = program_differences(make(), moved(make()))
-    assert [line.partition("  // ")[2] for line in lines] == ["", "", "moved", "moved here"]
+    assert [line.partition("  // ")[2] for line in lines] == ["", "", "moved here", "moved"]
 
 
 def with_block(target: str) -> Program:
@@ -254,7 +257,9 @@ def with_block(target: str) -> Program:
 def test_ops_of_layers_are_told_in_their_own_modules_with_names_of_a_captured_program() -> None:
     whole = with_block("aten.silu.default")
     flat = replace(whole, form=Form.CAPTURED, graph=inlined(whole, numbered=True), classes=(), layers=())
-    lines = [" ".join(line.split()) for line in program_differences(flat, with_block("aten.relu.default"))]
+    lines = [
+        " ".join(line.replace('"', "").split()) for line in program_differences(flat, with_block("aten.relu.default"))
+    ]
     assert lines[1:6] == [
         "in blocks.0.mlp",
         "/home/user/net.py:13 line 13",
@@ -265,6 +270,24 @@ def test_ops_of_layers_are_told_in_their_own_modules_with_names_of_a_captured_pr
     assert {op.source.scope for op in inlined(whole).ops if op.source and op.name == "silu"} == {
         f"blocks.{i}.mlp" for i in range(3)
     }
+
+
+def test_lines_are_in_colour_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    lines = ["graph", "  - %a = [red]", "  + %b"]
+    shown = []
+    for file in (StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stdout", file)
+        print_differences(lines)
+        shown.append(file.getvalue().splitlines())
+    assert shown[0] == lines
+    assert [line.count("\x1b[") for line in shown[1]] == [0, 2, 2] and "[red]" in shown[1][1]
 
 
 def test_what_no_line_says_is_still_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,12 @@ class Operator:
     """The parameter whose elements are 1 or -1."""
     looks_up: bool = False
     """It reads rows of a table of weights."""
+    thresholds: tuple[str, ...] = ()
+    """The parameters that, where they are numbers, its first operand is cut off at, or compared with."""
+    beside: tuple[int, ...] = ()
+    """It compares with a number: how far from it the whole numbers are that lie on its two sides."""
+    elements: Literal["", "moved", "mixed"] = ""
+    """Its results have elements of its first operand at other places, as views have, or those of all operands."""
     free: bool = False
     """A view: it costs nothing."""
     gathers: bool = False

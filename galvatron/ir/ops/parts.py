@@ -203,17 +203,21 @@ OPERATORS: dict[str, Operator] = {
         free=True,
         padded=EVERY,
     ),
-    "narrow": Operator(along("dim", linear=True), written="self.narrow(dim, start, length)"),
+    "narrow": Operator(along("dim", linear=True), written="self.narrow(dim, start, length)", elements="moved"),
     "unbind": Operator(
         along("dim", linear=True), written={"int": "self.unbind(dim=)"}, shapes=shapes.unbind, dtype="same", free=True
     ),
     "narrow_copy": Operator(along("dim", linear=True)),
     "select_scatter": Operator(along("dim", linear=True), shapes=shapes.like_first),
     "slice_scatter": Operator(_overwritten, shapes=shapes.like_first, bounds=_BOUNDS),
-    "cat": Operator(_joined, written="torch.cat(tensors, dim=)", shapes=shapes.concatenate, moves="copy"),
+    "cat": Operator(
+        _joined, written="torch.cat(tensors, dim=)", shapes=shapes.concatenate, moves="copy", elements="mixed"
+    ),
     "hstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 1))),
     "vstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 0))),
-    "stack": Operator(_stack, written="torch.stack(tensors, dim=)", shapes=shapes.stack, grows=True, moves="copy"),
+    "stack": Operator(
+        _stack, written="torch.stack(tensors, dim=)", shapes=shapes.stack, grows=True, moves="copy", elements="mixed"
+    ),
     "repeat": Operator(_repeated, written="self.repeat(*repeats)", times="repeats"),
     "tile": Operator(_repeated, times="dims"),
     "repeat_interleave.self_int": Operator(
@@ -224,10 +228,14 @@ OPERATORS: dict[str, Operator] = {
     "diagonal": Operator(_diagonal),
     "diagonal_scatter": Operator(_diagonal, shapes=shapes.like_first),
     "diag_embed": Operator(_diagonal_matrices, grows=True),
-    "pad": Operator(_pad, written="F.pad(self, pad, mode=, value=)"),
-    "constant_pad_nd": Operator(_pad, written="F.pad(self, pad, value=)", moves="copy"),
-    "flip": Operator(along("dims", linear=True), written="self.flip(*dims)", shapes=shapes.like_first),
-    "roll": Operator(along("dims", linear=True), written="self.roll(shifts, dims)", shapes=shapes.like_first),
+    "pad": Operator(_pad, written="F.pad(self, pad, mode=, value=)", elements="mixed"),
+    "constant_pad_nd": Operator(_pad, written="F.pad(self, pad, value=)", moves="copy", elements="mixed"),
+    "flip": Operator(
+        along("dims", linear=True), written="self.flip(*dims)", shapes=shapes.like_first, elements="moved"
+    ),
+    "roll": Operator(
+        along("dims", linear=True), written="self.roll(shifts, dims)", shapes=shapes.like_first, elements="moved"
+    ),
     "rot90": Operator(along("dims", linear=True)),
     "fliplr": Operator(lambda call: with_whole(call, (1,), linear=True)),
     "flipud": Operator(lambda call: with_whole(call, (0,), linear=True)),

@@ -22,6 +22,8 @@ def _infix(sign: str) -> dict[str, str]:
 _pointwise = partial(Operator, shapes=shapes.pointwise)
 _arithmetic = partial(_pointwise, numbers=True)
 _comparison = partial(Operator, shapes=shapes.pointwise, dtype="bool")
+_with_number = partial(_comparison, thresholds=("other",))
+_EQUAL, _BELOW, _UP_TO = (0,), (-1, 0), (0, 1)
 
 _WHERE = "torch.where(condition, self, other)"
 
@@ -33,11 +35,15 @@ OPERATORS: dict[str, Operator] = {
     "rsub": _pointwise("+b*, +b* -> b*", written={"Scalar": "other - self"}),
     "lerp.Scalar": _pointwise("+b*, +b* -> b*", written={"Scalar": "self.lerp(end, weight)"}),
     "neg": _pointwise("+b* -> b*", written="-self", dtype="same", padded=EVERY),
-    "clone": _pointwise("+b* -> b*", written="self.clone(memory_format=)", dtype="same", padded=EVERY, moves="copy"),
+    "clone": _pointwise(
+        "+b* -> b*", written="self.clone(memory_format=)", dtype="same", padded=EVERY, moves="copy", elements="moved"
+    ),
     "_to_copy": _pointwise("b* -> b*", written="self.to(dtype!)", short="cast", casts=True, padded=EVERY),
     "detach": _pointwise("b* -> b*", written="self.detach()", free=True, casts=True, stops_gradient=True),
-    "where.ScalarOther": _pointwise("b*, b* -> b*", written={"ScalarOther": _WHERE}, pointwise=True),
-    "where.ScalarSelf": _pointwise("b*, b*, b* -> b*", written={"ScalarSelf": _WHERE}, pointwise=True),
+    "where.ScalarOther": _pointwise("b*, b* -> b*", written={"ScalarOther": _WHERE}, pointwise=True, elements="mixed"),
+    "where.ScalarSelf": _pointwise(
+        "b*, b*, b* -> b*", written={"ScalarSelf": _WHERE}, pointwise=True, elements="mixed"
+    ),
     "hardswish": Operator("b* -> b*", written="F.hardswish(self)"),
     "log_sigmoid": Operator("b* -> b*", written="F.logsigmoid(self)"),
     "prelu": Operator(_prelu),
@@ -71,7 +77,9 @@ OPERATORS: dict[str, Operator] = {
     "reciprocal": _pointwise(written="self.reciprocal()"),
     "sin": _pointwise(written="self.sin()"),
     "cos": _pointwise(written="self.cos()"),
-    **alike("tan elu hardtanh round trunc fmod __xor__ alias", _pointwise()),
+    **alike("tan elu round trunc fmod __xor__ alias", _pointwise()),
+    "hardtanh": _pointwise(thresholds=("min_val", "max_val")),
+    "threshold": Operator(thresholds=("threshold",)),
     "tanh": _pointwise(written="self.tanh()", padded=EVERY),
     "sigmoid": _pointwise(written="self.sigmoid()"),
     "erf": _pointwise(written="self.erf()"),
@@ -81,13 +89,15 @@ OPERATORS: dict[str, Operator] = {
     "mish": _pointwise(written="F.mish(self)"),
     "softplus": _pointwise(written="F.softplus(self, beta, threshold)"),
     "leaky_relu": _pointwise(written="F.leaky_relu(self, negative_slope)"),
-    "where": _pointwise(written={"self": _WHERE}),
+    "where": _pointwise(written={"self": _WHERE}, elements="mixed"),
     "masked_fill": _pointwise(
-        written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"}, pointwise=True
+        written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"},
+        pointwise=True,
+        elements="mixed",
     ),
-    "clamp": _pointwise(written="self.clamp(min=, max=)"),
-    "clamp_min": _pointwise(written="self.clamp_min(min)"),
-    "clamp_max": _pointwise(written="self.clamp_max(max)"),
+    "clamp": _pointwise(written="self.clamp(min=, max=)", thresholds=("min", "max"), elements="mixed"),
+    "clamp_min": _pointwise(written="self.clamp_min(min)", thresholds=("min",), elements="mixed"),
+    "clamp_max": _pointwise(written="self.clamp_max(max)", thresholds=("max",), elements="mixed"),
     "maximum": _pointwise(written="torch.maximum(self, other)"),
     "minimum": _pointwise(written="torch.minimum(self, other)"),
     "floor": _pointwise(written="self.floor()"),
@@ -101,18 +111,21 @@ OPERATORS: dict[str, Operator] = {
     "__and__": _pointwise(written={"Tensor": "self & other"}, pointwise=True),
     "__or__": _pointwise(written={"Tensor": "self | other"}, pointwise=True),
     "to": _pointwise(written={"dtype": "self.to(dtype)"}),
-    "contiguous": _pointwise(written="self.contiguous()", moves="copy"),
-    "eq": _comparison(written=_infix("==")),
-    "ne": _comparison(written=_infix("!=")),
-    "lt": _comparison(written=_infix("<")),
-    "le": _comparison(written=_infix("<=")),
-    "gt": _comparison(written=_infix(">")),
-    "ge": _comparison(written=_infix(">=")),
+    "contiguous": _pointwise(written="self.contiguous()", moves="copy", elements="moved"),
+    "eq": _with_number(written=_infix("=="), beside=_EQUAL),
+    "ne": _with_number(written=_infix("!="), beside=_EQUAL),
+    "lt": _with_number(written=_infix("<"), beside=_BELOW),
+    "le": _with_number(written=_infix("<="), beside=_UP_TO),
+    "gt": _with_number(written=_infix(">"), beside=_UP_TO),
+    "ge": _with_number(written=_infix(">="), beside=_BELOW),
     "logical_and": _comparison(written="torch.logical_and(self, other)", commutes=True),
     "logical_or": _comparison(written="torch.logical_or(self, other)"),
     "logical_not": _comparison(written="torch.logical_not(self)"),
     **alike("logical_xor isinf", _comparison()),
-    **alike("greater greater_equal less less_equal not_equal isclose", _comparison(pointwise=True)),
+    **alike("greater less_equal", _with_number(pointwise=True, beside=_UP_TO)),
+    **alike("less greater_equal", _with_number(pointwise=True, beside=_BELOW)),
+    "not_equal": _with_number(pointwise=True, beside=_EQUAL),
+    "isclose": _comparison(pointwise=True),
     **alike("absolute negative fix", _pointwise(pointwise=True)),
     **alike("arccos arccosh arcsin arcsinh arctan arctan2 arctanh", _pointwise(pointwise=True)),
     "isnan": _comparison(written="self.isnan()"),

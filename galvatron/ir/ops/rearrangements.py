@@ -53,8 +53,12 @@ OPERATORS: dict[str, Operator] = {
         shapes=shapes.squeeze,
     ),
     "unsqueeze": _free(_view, written="self.unsqueeze(dim)", shapes=shapes.unsqueeze, grows=True),
-    "flatten": Operator(_view, written={"using_ints": "self.flatten(start_dim, end_dim)"}, padded=EVERY),
-    "unflatten": Operator(_view, written={"int": "self.unflatten(dim, sizes)"}, padded=EVERY, factors="sizes"),
+    "flatten": Operator(
+        _view, written={"using_ints": "self.flatten(start_dim, end_dim)"}, padded=EVERY, elements="moved"
+    ),
+    "unflatten": Operator(
+        _view, written={"int": "self.unflatten(dim, sizes)"}, padded=EVERY, factors="sizes", elements="moved"
+    ),
     "permute": _free(
         _permuted(lambda call, rank: list(call.dims("dims", rank))),
         written="self.permute(*dims)",

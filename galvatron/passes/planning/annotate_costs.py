@@ -10,7 +10,6 @@ from fractions import Fraction
 import sympy
 
 from galvatron.costs.events import Launch, Linear, launches
-from galvatron.costs.profile import profile_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph
@@ -53,6 +52,8 @@ class AnnotateCosts(Pass):
 def class_cost(cls: LayerClass, border: Border, kind: str) -> ClassCost:
     """The cost of one call of a class on a kind of device, given which of its inputs have a gradient and which of its
     state is trained."""
+    from galvatron.costs.profile import profile_graph  # which loads torch, as a list of passes should not
+
     profile = profile_graph(cls.graph.without_outputs(border.given_outputs), (), border.differentiable, kind=kind)
     forward, backward = launches(profile.forward), launches(profile.backward)
     return ClassCost(
