@@ -97,7 +97,7 @@ class SearchOptions:
                 "micro_batches": self.micro_batches,
                 "objective": self.objective,
                 "width": self.width,
-                "overlap": None if self.overlap else False,
+                "overlap": None if self.overlap is True else self.overlap,
                 "time_limit_s": self.time_limit_s,
             },
         }
