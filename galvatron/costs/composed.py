@@ -88,11 +88,13 @@ class Layer:
 
     @cached_property
     def independent(self) -> tuple[int, ...]:
-        """The collectives that could run beside something: some op neither needs their result nor is needed for it."""
+        """The collectives that could run beside something: some op neither needs their result nor is needed for it.
+        Those that were started have what they have beside them."""
         order = Order(self.graph)
         ops = enumerate(zip(self.graph.ops, self.axes, strict=True))
         quiet = {i for i, (op, axis) in ops if axis is None and not operator_of(op).free}
-        sends = (i for i, op in enumerate(self.graph.ops) if op.namespace == "comm" and COLLECTIVES[op.target].sent)
+        talking = (i for i, op in enumerate(self.graph.ops) if op.namespace == "comm" and not is_started(op))
+        sends = (i for i in talking if COLLECTIVES[self.graph.ops[i].target].sent)
         return tuple(i for i in sends if order.independent(i) & quiet)
 
     @cached_property
