@@ -161,18 +161,20 @@ def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> fl
             if under_way:
                 next(reversed(under_way.values())).computing_s += machine.kernel_s(event.at(batch))
             continue
+        window = event.window
         if isinstance(event, CollectiveCall):
             seconds = machine.collective_s(event.kind, event.payload_bytes(batch), event.axis)
             awaited_s += seconds
-            if event.window is None:
-                continue
-            own = under_way.setdefault(event.window, _UnderWay())
-            own.axis, own.communicating_s = event.axis, seconds
-        ends = isinstance(event, CollectiveCall) == (event.window < 0)
-        if not ends:
-            under_way.setdefault(event.window, _UnderWay())
-        elif (own := under_way.pop(event.window, None)) is not None and own.axis is not None:
-            awaited_s -= hidden_s(machine, own.axis, own.computing_s, own.communicating_s)
+            if window is not None:
+                own = under_way.setdefault(window, _UnderWay())
+                own.axis, own.communicating_s = event.axis, seconds
+        if window is None:
+            continue
+        own = under_way.setdefault(window, _UnderWay())
+        if isinstance(event, CollectiveCall) == (window < 0):  # the later one of the two
+            del under_way[window]
+            if own.axis is not None:
+                awaited_s -= hidden_s(machine, own.axis, own.computing_s, own.communicating_s)
     return awaited_s
 
 
