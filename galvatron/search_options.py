@@ -103,7 +103,7 @@ class SearchOptions:
                 "objective": self.objective,
                 "width": self.width,
                 "skew": self.skew,
-                "overlap": None if self.overlap else False,
+                "overlap": None if self.overlap is True else self.overlap,
                 "time_limit_s": self.time_limit_s,
             },
         }

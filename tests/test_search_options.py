@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from galvatron.answers.plan_cache import plan_file, remembered
 from galvatron.errors import GalvatronError
 from galvatron.forms import searched, with_costs
 from galvatron.ir.plan import Plan
+from galvatron.ir.planned import with_plan
 from galvatron.ir.program import Program
+from galvatron.ir.text import parse_program, print_program
 from galvatron.search_options import SearchOptions
 from tests.ir.programs import costed
 from tests.passes.planning.search.test_search import cluster
@@ -39,6 +42,7 @@ def program() -> Program:
         ({"zero": [4]}, "there is no ZeRO level 4"),
         ({"recompute": ["some"]}, "unknown recomputation 'some'"),
         ({"objective": "speed"}, "'speed' is not a choice"),
+        ({"overlap": "no"}, "'overlap'"),
         ({"time_limit_s": -1}, "must be a positive number of seconds"),
     ],
 )
@@ -67,6 +71,14 @@ def test_a_schedule_is_said_once(program: Program) -> None:
         galvatron.search(program, "a100-80g:1x2", search=options, schedule="gpipe")
     with pytest.raises(GalvatronError, match=r"must be a galvatron\.SearchOptions, not dict"):
         galvatron.search(program, "a100-80g:1x2", search={"schedule": "gpipe"})  # type: ignore[arg-type]
+
+
+def test_a_plan_says_where_it_overlaps_nothing(program: Program) -> None:
+    plan = galvatron.search(program, "a100-80g:1x2", search=replace(SMALL, overlap=False))
+    assert not plan.overlap and '"overlap": false' in plan.to_json() and Plan.from_json(plan.to_json()) == plan
+    assert '"overlap"' not in replace(plan, overlap=True).to_json()
+    text = print_program(with_plan(program, plan))
+    assert "overlap           = false" in text and parse_program(text) == with_plan(program, plan)
 
 
 def test_a_range_of_batches(program: Program) -> None:

@@ -22,7 +22,7 @@ class FrameworkCosts(ShardedCostModel):
     """A cost model with the habits of a framework; see `Framework`."""
 
     def __init__(self, program: Program, framework: Framework) -> None:
-        super().__init__(program, program.required_cluster)
+        super().__init__(program, program.required_cluster, overlap=False)
         self._habits = framework
         self._habitual: dict[Doing, Doing] = {}
 

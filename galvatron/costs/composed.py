@@ -89,11 +89,13 @@ class Layer:
 
     @cached_property
     def independent(self) -> tuple[int, ...]:
-        """The collectives that could run beside something: some op neither needs their result nor is needed for it."""
+        """The collectives that could run beside something: some op neither needs their result nor is needed for it.
+        Those that were started have what they have beside them."""
         order = Order(self.graph)
         ops = enumerate(zip(self.graph.ops, self.axes, strict=True))
         quiet = {i for i, (op, axis) in ops if axis is None and not operator_of(op).free}
-        sends = (i for i, op in enumerate(self.graph.ops) if op.namespace == "comm" and COLLECTIVES[op.target].sent)
+        talking = (i for i, op in enumerate(self.graph.ops) if op.namespace == "comm" and not is_started(op))
+        sends = (i for i in talking if COLLECTIVES[self.graph.ops[i].target].sent)
         return tuple(i for i in sends if order.independent(i) & quiet)
 
     @cached_property
@@ -264,17 +266,20 @@ class Composed:
         self.dropped(local, inner)
         return made
 
-    def played(self, index: int, acts: Iterable[Act], local: dict[int, int], inner: set[int]) -> Iterator[Act]:
+    def played(
+        self, index: int, acts: Iterable[Act], local: dict[int, int], inner: set[int], *, back: bool = False
+    ) -> Iterator[Act]:
         """Does what a call does with kernels and storages, and hands on all else.
 
         Args:
             local: the storages of the run, by those of the call.
             inner: those of the call that it holds itself.
+            back: whether these are the acts of its backward.
         """
         storages, now = self.storages, self.now
         for act in acts:
             if isinstance(act, ObservedEvent):
-                now.events.append(self._seen(index, act, local))
+                now.events.append(self._seen(index, act, local, back))
             elif isinstance(act, Dispatched):
                 now.dispatches[act.view] += 1
             elif isinstance(act, Made):
@@ -292,10 +297,13 @@ class Composed:
         for storage in inner:
             self.storages.drop(local[storage])
 
-    def _seen(self, index: int, event: ObservedEvent, local: Mapping[int, int]) -> ObservedEvent:
+    def _seen(self, index: int, event: ObservedEvent, local: Mapping[int, int], back: bool) -> ObservedEvent:
         """An event of a call as one of the run."""
         if event.axis is not None:
-            return replace(event, axis=self.layer.axes[index], window=self.layer.windows[index])
+            window = self.layer.windows[index]
+            return replace(
+                event, axis=self.layer.axes[index], window=-1 - window if window is not None and back else window
+            )
         if event.name == "mm":
             self._matmuls[local[event.writes[0][0]]] = len(self.now.events)
         if not self.setting.compiled:
@@ -390,7 +398,7 @@ class Composed:
         tensors: dict[int, object] = {i: gradient.tensor for i, gradient in enumerate(there) if gradient}
         local |= {back.gradients[i]: gradient.storage for i, gradient in enumerate(there) if gradient}
         inner = set(back.gradients.values())
-        for act in self.played(index, back.acts, local, inner):
+        for act in self.played(index, back.acts, local, inner, back=True):
             if isinstance(act, Gave):
                 name, tensor = self._names[names[act.operand]], tensors.setdefault(act.tensor, object())
                 self._give(name, _Gradient(self.storages.hold(local[act.storage]), act.form, tensor))

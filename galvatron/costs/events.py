@@ -53,7 +53,7 @@ class CollectiveCall:
     """One collective on a mesh axis; `payload_bytes` as in `Machine.collective_s`.
 
     One with a `window` is under way for a while. In a forward it begins here, and ends at the mark of its window; in a
-    backward it begins at the mark, and ends here.
+    backward, whose windows are negative, it begins at the mark, and ends here.
     """
 
     kind: str
@@ -62,15 +62,14 @@ class CollectiveCall:
     window: int | None = None
 
 
-WAITED, BEGUN = "wait", "begin"
-"""What a wait for a collective is called, in a forward and in a backward."""
+MARK = "wait"
+"""What a wait for a collective is called among those that are watched, in a forward and in a backward."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a forward waits for the collective of a window (`WAITED`), or a backward begins that of its gradient."""
+    """Where a forward waits for the collective of a window, or a backward begins that of its gradient."""
 
-    kind: str
     window: int
 
 
@@ -153,30 +152,29 @@ def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> fl
     """Seconds by which the collectives among events lengthen them at a local batch size: all that they take, less what
     is hidden of those that are under way while something is computed.
 
-    Of several that are under way at once, the first has all that is computed meanwhile beside it.
+    Of several that are under way at once, the last has all that is computed meanwhile beside it: what is computed again
+    may start one that nobody waits for, where nothing more is needed of it.
     """
     awaited_s, under_way = 0.0, dict[int, _UnderWay]()
     for event in events:
         if isinstance(event, Launch):
             if under_way:
-                next(iter(under_way.values())).computing_s += machine.kernel_s(event.at(batch))
-        elif isinstance(event, Mark):
-            begun = under_way.pop(event.window, None)
-            if event.kind == BEGUN:
-                under_way[event.window] = _UnderWay()
-            elif begun is not None:
-                awaited_s -= begun.hidden_s(machine)
-        else:
+                next(reversed(under_way.values())).computing_s += machine.kernel_s(event.at(batch))
+            continue
+        window = event.window
+        if isinstance(event, CollectiveCall):
             seconds = machine.collective_s(event.kind, event.payload_bytes(batch), event.axis)
             awaited_s += seconds
-            if event.window is None:
-                continue
-            begun = under_way.pop(event.window, None)
-            own = replace(begun or _UnderWay(), axis=event.axis, communicating_s=seconds)
-            if begun is not None:
-                awaited_s -= own.hidden_s(machine)
-            else:
-                under_way[event.window] = own
+            if window is not None:
+                own = under_way.setdefault(window, _UnderWay())
+                own.axis, own.communicating_s = event.axis, seconds
+        if window is None:
+            continue
+        own = under_way.setdefault(window, _UnderWay())
+        if isinstance(event, CollectiveCall) == (window < 0):  # the later one of the two
+            del under_way[window]
+            if own.axis is not None:
+                awaited_s -= hidden_s(machine, own.axis, own.computing_s, own.communicating_s)
     return awaited_s
 
 
@@ -187,9 +185,6 @@ class _UnderWay:
     axis: Axis | None = None
     communicating_s: float = 0.0
     computing_s: float = 0.0
-
-    def hidden_s(self, machine: Machine) -> float:
-        return hidden_s(machine, self.axis, self.computing_s, self.communicating_s) if self.axis else 0.0
 
 
 def hidden_s(machine: Machine, axis: Axis, computing_s: float, communicating_s: float) -> float:

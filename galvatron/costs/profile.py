@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from galvatron.costs.calls import Setting
 from galvatron.costs.composed import Composed, Layer
-from galvatron.costs.events import BEGUN, WAITED, CollectiveCall, Dispatches, Event, Launch, Linear, Mark, Profile
+from galvatron.costs.events import MARK, CollectiveCall, Dispatches, Event, Launch, Linear, Mark, Profile
 from galvatron.costs.fusion import fused, kept_instead, padded, peak_bytes
 from galvatron.costs.watch import ObservedEvent
 from galvatron.errors import GalvatronError
@@ -183,8 +183,8 @@ def _fit_events(batches: tuple[int, int], first: list[ObservedEvent], second: li
     fitted: list[Event] = []
     for a, b in zip(first, second, strict=True):
         size_bytes = Linear.through(batches, (a.size_bytes, b.size_bytes))
-        if b.name in (WAITED, BEGUN) and b.window is not None:
-            fitted.append(Mark(b.name, b.window))
+        if b.name == MARK and b.window is not None:
+            fitted.append(Mark(b.window))
         elif b.axis is not None:
             fitted.append(CollectiveCall(b.name, b.axis, size_bytes, b.window))
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from galvatron.costs.events import BEGUN, WAITED
+from galvatron.costs.events import MARK
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import Watch
 from galvatron.ir.collectives import COLLECTIVES, MESSAGES, WAIT, Conversion, conversion_of, copies, ends
@@ -76,12 +76,12 @@ class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, axis: Axis, watch: Watch):
         ctx.axis, ctx.watch = axis, watch
-        watch.collective(WAITED, axis, 0)
+        watch.collective(MARK, axis, 0)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any):
-        ctx.watch.collective(BEGUN, ctx.axis, 0)
+        ctx.watch.collective(MARK, ctx.axis, 0)
         (gradient,) = gradients
         both = torch.empty(2 * gradient.numel(), dtype=gradient.dtype, device=gradient.device)
         return both[: gradient.numel()].view(gradient.shape), None, None

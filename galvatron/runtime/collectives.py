@@ -213,8 +213,7 @@ def _cut_anew(x: Tensor, axis: Axis, source: Sharded, target: Sharded) -> UnderW
     way = route(source, target, axis.index, axis.size)
     sent = packed(in_order(x, source.dim, way.sent).movedim(source.dim, 0))
     received = torch.empty_like(sent)
-    counts = {"received_parts": way.received_counts, "sent_parts": way.sent_counts}
-    handle = comm.all_to_all(received, sent, axis.group, **counts)
+    handle = comm.all_to_all(received, sent, axis.group, received_parts=way.received_counts, sent_parts=way.sent_counts)
     return UnderWay(handle, lambda: in_order(received.movedim(0, source.dim), source.dim, way.received))
 
 

@@ -55,7 +55,7 @@ def test_habits_change_what_they_say_and_nothing_else() -> None:
     shape = Shape("gpt", 3, 256, 4, 64, 512, 1024, 4, fused_softmax=True, tied=False)
     program = without_plan(program_of(shape, "f16"), Cluster.parse("a100-80g:4x8"), 64)
     strategy = Strategy.parse("dp2-tp8")
-    own = ShardedCostModel(program, program.required_cluster)
+    own = ShardedCostModel(program, program.required_cluster, overlap=False)
     habits = Framework("f16"), Framework("f16", half_gradients=True, scatters=True, overlaps_layers=True)
     plain, other = (FrameworkCosts(program, framework) for framework in habits)
     before, after = (model.layer(1, strategy, 4, ()) for model in (own, other))

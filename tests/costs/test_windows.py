@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from galvatron.costs.composed import Layer
-from galvatron.costs.events import CollectiveCall, Event, collectives_s, hidden_s, kernels_s
+from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Mark, collectives_s, hidden_s, kernels_s
 from galvatron.costs.overlap import windows_that_pay, with_windows
 from galvatron.costs.profile import Doing, profile_layer
 from galvatron.ir.cluster import Cluster
@@ -85,6 +85,34 @@ def test_what_runs_beside_a_message_is_taken_off_it_in_both_directions(direction
     assert hidden > 0
     left_s = collectives_s(whole, MACHINE, SAMPLES) - collectives_s(parted, MACHINE, SAMPLES)
     assert left_s == pytest.approx(hidden, rel=0.05)
+
+
+KERNEL, SIZE = Launch("gelu", "f32", None, Linear(2.0**26, 0.0)), Linear(2.0**26, 0.0)
+KERNEL_S, MESSAGE_S = MACHINE.kernel_s(KERNEL.at(1)), MACHINE.collective_s("all_to_all", SIZE(1), EP)
+HIDDEN_S = hidden_s(MACHINE, EP, KERNEL_S, MESSAGE_S)
+
+
+def message(window: int | None = None) -> CollectiveCall:
+    return CollectiveCall("all_to_all", EP, SIZE, window)
+
+
+@pytest.mark.parametrize(
+    ("events", "hidden"),
+    [
+        ((message(), KERNEL), 0),
+        ((message(3), KERNEL, Mark(3)), 1),
+        ((message(3), Mark(3), KERNEL), 0),
+        ((Mark(-4), KERNEL, message(-4)), 1),
+        ((message(3), KERNEL, Mark(3), Mark(-4), KERNEL, message(-4)), 2),
+        ((Mark(-4), message(3), Mark(3), KERNEL, message(-4)), 1),  # computed again while a gradient is sent
+        ((message(3), Mark(-4), KERNEL, message(-4)), 1),  # what is computed again ends before the wait
+        ((message(3), message(5), KERNEL, Mark(5), Mark(3)), 1),
+    ],
+)
+def test_a_kernel_hides_the_message_that_is_under_way(events: tuple[Event, ...], hidden: int) -> None:
+    sent = sum(isinstance(event, CollectiveCall) for event in events)
+    assert collectives_s(events, MACHINE, 1) == pytest.approx(sent * MESSAGE_S - hidden * HIDDEN_S)
+    assert HIDDEN_S > 0
 
 
 @pytest.mark.parametrize("recompute", ["full", "selective"])

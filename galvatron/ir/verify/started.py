@@ -18,14 +18,13 @@ def started_collectives(scope: Scope) -> Iterator[Violation]:
     started = {op.result.name: op for op in graph.ops if is_started(op)}
     waits: dict[str, Op] = {}
     for index, op in enumerate(graph.ops):
-        under_way = [name for name in op.operands if name in started]
         if op.target == WAIT:
-            problem = _wait_problem(op, started, waits, graph)
+            if problem := _wait_problem(op, started, waits, graph):
+                yield ("op", scope.owner, index), problem
             waits.setdefault(op.operands[0], op)
-        else:
-            problem = under_way and f"{op.target} reads %{under_way[0]}, which is under way until {WAIT} gives it"
-        if problem:
-            yield ("op", scope.owner, index), problem
+        elif under_way := [name for name in op.operands if name in started]:
+            told = f"{op.target} reads %{under_way[0]}, which is under way until {WAIT} gives it"
+            yield ("op", scope.owner, index), told
     for index, op in enumerate(graph.ops):
         if not is_started(op):
             continue
