@@ -74,6 +74,7 @@ class Counting(Layer):
     """Counts the rows of each expert, for whoever balances them between steps."""
 
     counts: Tensor
+    bias: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,6 +163,7 @@ class Model(nn.Module):
     def forward(self, tokens: Tensor, target: Tensor) -> Tensor:
         x, added = self.embedding(tokens), 0.0
         for layer in self.layers:
+            assert isinstance(layer, Layer)
             if self.router_loss is not None:
                 added = added + self.router_loss(layer.router(x))
             x = layer(x, tokens)

@@ -64,7 +64,9 @@ def test_balance_loss_is_not_taken_for_a_sum() -> None:
         planned("mixtral-balanced", "pp2/m2/1f1b/dp1", 2)
 
 
-@pytest.mark.parametrize("name", some_slow(["mixtral"], ["mixtral-eager", "mixtral-grouped_mm-float32"]))
+@pytest.mark.parametrize(
+    "name", some_slow(["mixtral"], ["mixtral-eager", "mixtral-grouped_mm-float32", "phimoe-batched_mm"])
+)
 def test_experts_are_one_op(name: str) -> None:
     """Two products for each layer with experts, and nothing left of how the model has them."""
     program, _ = costed(name)

@@ -48,15 +48,7 @@ def t5() -> Any:
     )
 
 
-def gpt_oss() -> Any:
-    """Of the families with experts the one whose files have them as the model does."""
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"vocab_size": WORDS, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "use_cache": False}
-    config = transformers.GptOssConfig(**sizes, num_experts_per_tok=2, layer_types=["full_attention"] * 2)
-    return transformers.GptOssForCausalLM(config)
-
-
-MODELS: dict[str, Callable[[], Any]] = {"llama": llama, "gpt2": gpt2, "t5": t5, "gpt-oss": gpt_oss}
+MODELS: dict[str, Callable[[], Any]] = {"llama": llama, "gpt2": gpt2, "t5": t5}
 
 
 def on_meta(kind: str) -> nn.Module:
@@ -77,7 +69,6 @@ def goes_round(world: rt.World, kind: str, plan: str, source: str, target: str) 
 
 ROUNDS = [("gpt2", "pp2/m2/1f1b/dp1"), ("gpt2", "dp1"), ("gpt2", "pp2/m2/zbv/tp2"), ("gpt2", "m2/cp2-dp2-zero2")]
 ROUNDS += [("llama", plan) for plan in ("dp1", "dp2", "tp2+sp", "dp2-zero3", "ulysses2", "cp2", "dp2-tp2-zero3")]
-ROUNDS += [("gpt-oss", plan) for plan in ("m2/dp2-ep2-zero1", "ep2-tp2-zero3")]
 ROUNDS += [("t5", plan) for plan in ("dp1", "tp2", "dp4-zero3", "pp2/m2/1f1b/dp2-zero1")]
 
 

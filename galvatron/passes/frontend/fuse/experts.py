@@ -95,6 +95,10 @@ def _bound(name: str, build: Builder) -> int | None:
         return size if is_place and isinstance(size, int) else None
     if op.name == "clamp" and isinstance(least := op.get("min"), int) and isinstance(most := op.get("max"), int):
         return most + 1 if 0 <= least <= most else None
+    if op.name in ("cat", "either"):
+        bounds = [build.known(_bound, operand) for operand in op.operands]
+        known = [bound for bound in bounds if bound is not None]
+        return max(known) if len(known) == len(bounds) else None
     if op.target == "aten.remainder.Scalar":  # of the divisor's sign
         divisor = op["other"]
         return divisor if type(divisor) is int and divisor > 0 else None
