@@ -54,7 +54,8 @@ class KeptCosts(CostModel):
         self._firsts = (*firsts(self._kinds), -1)
         self._numbers: dict[Strategy, int] = {}
         self._sheets: dict[Key, Sheet] = {}
-        self._known: dict[Hashable, float] = {}
+        self._single: dict[Key, dict[int, float]] = {}
+        """Single figures by the number of their strategy, which are asked for one at a time; sheets on the disk."""
         self._new = False
         self._load()
 
@@ -78,11 +79,10 @@ class KeptCosts(CostModel):
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         if before.axes == after.axes:
             return 0.0
-        return float(self._converted(index, [(before, after)], micro_batch)[0])
+        return float(self._converted(index, [before], [after], micro_batch)[0, 0])
 
     def conversions_s(self, index: int, strategies: Sequence[Strategy], micro_batch: int) -> np.ndarray:
-        pairs = [(before, after) for before in strategies for after in strategies]
-        return self._converted(index, pairs, micro_batch).reshape(len(strategies), len(strategies))
+        return self._converted(index, strategies, strategies, micro_batch)
 
     def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         key = "boundary_bytes", self._firsts[index], "", micro_batch
@@ -101,7 +101,8 @@ class KeptCosts(CostModel):
         if not self._new:
             return
         try:
-            write_bytes(self._path, written(self._name, list(map(told, self._numbers)), self._sheets))
+            sheets = self._sheets | {key: Sheet.of_one(figures) for key, figures in self._single.items()}
+            write_bytes(self._path, written(self._name, list(map(told, self._numbers)), sheets))
             make_room(self._path.parent)
             self._new = False
         except OSError as error:
@@ -125,23 +126,32 @@ class KeptCosts(CostModel):
         numbers = self._numbers
         return np.array([numbers.setdefault(strategy, len(numbers)) for strategy in strategies], dtype=np.int64)
 
-    def _converted(self, index: int, pairs: Sequence[tuple[Strategy, Strategy]], micro_batch: int) -> np.ndarray:
-        def ask(missing: list[int]) -> np.ndarray:
-            return np.array([[self._model.conversion_s(index, *pairs[place], micro_batch) for place in missing]])
+    def _converted(
+        self, index: int, before: Sequence[Strategy], after: Sequence[Strategy], micro_batch: int
+    ) -> np.ndarray:
+        """From each of some strategies (rows) to each of others."""
 
-        meshes = {strategy.axes: strategy for pair in pairs for strategy in pair}
-        numbers = dict(zip(meshes, self._numbered([Strategy(axes) for axes in meshes]).tolist(), strict=True))
-        asked = np.array([numbers[before.axes] * _PAIRS + numbers[after.axes] for before, after in pairs])
-        return self._found(("conversion_s", self._firsts[index], "", micro_batch), asked, ask)[0]
+        def ask(missing: list[int]) -> np.ndarray:
+            pairs = (divmod(place, len(after)) for place in missing)
+            asked = [self._model.conversion_s(index, before[row], after[column], micro_batch) for row, column in pairs]
+            return np.array([asked])
+
+        rows, columns = (self._numbered([Strategy(strategy.axes) for strategy in each]) for each in (before, after))
+        asked = (rows[:, None] * _PAIRS + columns).ravel()
+        found = self._found(("conversion_s", self._firsts[index], "", micro_batch), asked, ask)
+        return found[0].reshape(len(before), len(after))
 
     def _one(self, key: Key, strategy: Strategy, ask: Callable[[], float]) -> float:
         """A single figure of a strategy."""
-        known = key, strategy
-        if known not in self._known:
-            self._known[known] = float(
-                self._found(key, self._numbered([strategy]), lambda _: np.array([[float(ask())]]))[0, 0]
-            )
-        return self._known[known]
+        if (known := self._single.get(key)) is None:
+            sheet = self._sheets.get(key)
+            known = {} if sheet is None else dict(zip(sheet.numbers.tolist(), sheet.figures[0].tolist(), strict=True))
+            self._single[key] = known
+        number = self._numbers.setdefault(strategy, len(self._numbers))
+        if (figure := known.get(number)) is None:
+            figure, self._new = float(ask()), True
+            known[number] = figure
+        return figure
 
     def _found(self, key: Key, numbers: np.ndarray, ask: Callable[[list[int]], np.ndarray]) -> np.ndarray:
         """The columns of some numbers in a sheet, of which the missing ones are asked for by their places."""

@@ -33,6 +33,12 @@ class Sheet:
         """A sheet of nothing."""
         return Sheet(np.zeros(0, dtype=np.int64), np.zeros((rows, 0)))
 
+    @staticmethod
+    def of_one(figures: Mapping[int, float]) -> Sheet:
+        """A sheet of one row, of figures by their numbers."""
+        numbers = np.array(sorted(figures), dtype=np.int64)
+        return Sheet(numbers, np.array([[figures[number] for number in numbers.tolist()]]))
+
     def places(self, numbers: np.ndarray) -> np.ndarray:
         """The columns of some numbers, -1 for those that it lacks."""
         if not len(self.numbers):

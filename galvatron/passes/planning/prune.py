@@ -80,14 +80,19 @@ def _tp_across_nodes(branch: Branch) -> Iterator[tuple[Strategy, str]]:
 def _too_much_state(branch: Branch) -> Iterator[tuple[Strategy, str]]:
     if branch.memory_bytes is None:
         return
-    kept = {strategy: replace(strategy, recompute="none") for strategy in branch.strategies}
-    least = {s: least_state_bytes(branch.program, branch.layer, s) for s in dict.fromkeys(kept.values())}
+    alike = {_cuts_state(strategy): strategy for strategy in branch.strategies}
+    least = {key: least_state_bytes(branch.program, branch.layer, strategy) for key, strategy in alike.items()}
     if all(size > branch.memory_bytes for size in least.values()):
         return  # nothing fits, and the search says what comes nearest
     for strategy in branch.strategies:
-        if (size := least[kept[strategy]]) > branch.memory_bytes:
+        if (size := least[_cuts_state(strategy)]) > branch.memory_bytes:
             needed, given = format_bytes(round(size)), format_bytes(branch.memory_bytes)
             yield strategy, f"the parameters of layer {branch.layer.name} alone need {needed} of {given}"
+
+
+def _cuts_state(strategy: Strategy) -> tuple[int, int, int]:
+    """What of a strategy `least_state_bytes` depends on: into how many parts it cuts what, whatever the order is."""
+    return strategy.devices, strategy.parameter_shards, strategy.zero
 
 
 def least_state_bytes(program: Program, layer: Layer, strategy: Strategy) -> float:

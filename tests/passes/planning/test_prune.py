@@ -89,6 +89,17 @@ def test_no_layer_holds_less_state_than_the_bound(text: str) -> None:
         assert 0 < least <= model.layer(index, strategy, 8, whole).state_bytes * (1 + 1e-9)
 
 
+def test_the_bound_is_one_for_all_that_cut_alike() -> None:
+    program = candidates("a100-80g:2x2")
+    for layer in program.planned_layers[:2]:
+        least: dict[tuple[int, int, int], set[float]] = {}
+        for strategy in next(c.strategies for c in program.candidates if c.cls == layer.cls):
+            key = strategy.devices, strategy.parameter_shards, strategy.zero
+            least.setdefault(key, set()).add(least_state_bytes(program, layer, strategy))
+        assert len(least) > 1
+        assert all(len(sizes) == 1 for sizes in least.values())
+
+
 def test_state_that_does_not_fit_goes_where_it_is() -> None:
     """Of one class a strategy may be gone, and left to others."""
     program = candidates("a100-80g:1x2")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from operator import itemgetter
+
+import numpy as np
 
 from galvatron.costs.estimate import workspace_bytes
 from galvatron.costs.model import CostModel
@@ -12,6 +16,8 @@ from galvatron.ir.plan import runs
 from galvatron.ir.planned import balanced
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
+from galvatron.passes.planning.search.columns import Choice, Columns
+from galvatron.passes.planning.search.tables import Stages
 from galvatron.units import format_bytes
 
 
@@ -28,57 +34,50 @@ def check_fixed(program: Program, budget_bytes: int) -> None:
         )
 
 
-def nearest_miss(
-    program: Program,
-    model: CostModel,
-    choices: Sequence[tuple[Setting, list[tuple[Strategy, ...]]]],
-    budget_bytes: int,
-) -> str:
+_LOOKED_AT = 4
+"""So many plans are looked at, those whose devices take least together."""
+
+
+def nearest_miss(program: Program, model: CostModel, choices: Sequence[Choice], budget_bytes: int) -> str:
     """A message that names a plan that comes near the budget, its worst stage and the bytes it is over.
 
     Looked for among plans of the one strategy with the least memory, and of that with the least in each layer, with
     stages of equal memory.
     """
+    thrifty = [
+        (sum(weights) / setting.pipeline_degree, setting, strategies, weights)
+        for (setting, _), columns in zip(choices, Columns.of(model, choices), strict=True)
+        for strategies, weights in _thrifty(setting, columns)
+    ]
     least: tuple[float, str] | None = None
-    for setting, candidates in choices:
-        for strategies in _thrifty(model, setting, candidates):
-            stages = _stages_of_equal_memory(model, setting, strategies)
-            peaks = list(peak_bytes(setting, evaluate_plan(model, setting, stages)[1]))
-            over = max(peaks) - budget_bytes
-            if least is None or over < least[0]:
-                least = over, _message(program, setting, stages, peaks, budget_bytes)
+    for _, setting, strategies, weights in sorted(thrifty, key=itemgetter(0))[:_LOOKED_AT]:
+        stages = _in_stages(strategies, balanced(weights, len(setting.holders)))
+        peaks = list(peak_bytes(setting, evaluate_plan(model, setting, stages)[1]))
+        over = max(peaks) - budget_bytes
+        if least is None or over < least[0]:
+            least = over, _message(program, setting, stages, peaks, budget_bytes)
     assert least is not None
     return least[1]
 
 
-def _thrifty(
-    model: CostModel, setting: Setting, candidates: Sequence[tuple[Strategy, ...]]
-) -> Iterator[tuple[Strategy, ...]]:
-    kinds = model.kinds()
-    alike = [kinds.index(kind) for kind in kinds]
-    needed = {
-        index: {s: _memory_bytes(model, setting, index, s) for s in candidates[index]} for index in dict.fromkeys(alike)
-    }
-    common = [s for s in candidates[0] if all(s in options for options in needed.values())]
-    if common:
-        yield (min(common, key=lambda s: sum(needed[index][s] for index in alike)),) * len(candidates)
-    yield tuple(min(needed[index], key=needed[index].__getitem__) for index in alike)
+def _thrifty(setting: Setting, columns: Columns) -> Iterator[tuple[tuple[Strategy, ...], list[float]]]:
+    """Strategies of all layers with little memory, and the bytes of each layer."""
+    needed = np.full((len(columns.candidates), len(columns.strategies)), np.inf)
+    for index, row in enumerate(needed):
+        own, cost = columns.cost(index)
+        if cost is not None:
+            row[own] = cost.state_bytes + setting.in_flight[0] * cost.saved_bytes
+    together, layers = needed.sum(axis=0), np.arange(len(needed))
+    ways = [needed.argmin(axis=1)]
+    if np.isfinite(together.min()):
+        ways.insert(0, np.full(len(needed), together.argmin()))
+    for way in ways:
+        yield tuple(columns.strategies[column] for column in way), needed[layers, way].tolist()
 
 
-def _memory_bytes(model: CostModel, setting: Setting, index: int, strategy: Strategy) -> float:
-    cost = model.layer(index, strategy, setting.micro_batch, setting.ties)
-    return cost.state_bytes + setting.in_flight[0] * cost.saved_bytes
-
-
-def _stages_of_equal_memory(
-    model: CostModel, setting: Setting, strategies: tuple[Strategy, ...]
-) -> tuple[tuple[Strategy, ...], ...]:
-    weights = [_memory_bytes(model, setting, i, s) for i, s in enumerate(strategies)]
-    rest, stages = list(strategies), []
-    for size in balanced(weights, len(setting.holders)):
-        stages.append(tuple(rest[:size]))
-        rest = rest[size:]
-    return tuple(stages)
+def _in_stages(strategies: tuple[Strategy, ...], sizes: Sequence[int]) -> Stages:
+    ends = list(accumulate(sizes, initial=0))
+    return tuple(strategies[begin:end] for begin, end in pairwise(ends))
 
 
 def _message(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -137,6 +138,22 @@ def test_nothing_fits_names_the_nearest_miss(candidates: Program) -> None:
     message = str(error.value)
     assert "in stage" in message and "bytes (" in message and "over; give more memory" in message
     assert message.endswith("ZeRO (such as dp2-zero3) or recomputation (such as dp2-recompute)")
+
+
+def test_a_miss_is_looked_for_among_few_plans(candidates: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pricing a plan of every choice takes longer than the search itself."""
+    looked_at = list[float]()
+
+    def evaluated(*given: Any) -> Any:
+        found = evaluate_plan(*given)
+        looked_at.append(max(peak_bytes(given[1], found[1])))
+        return found
+
+    monkeypatch.setattr("galvatron.passes.planning.search.misses.evaluate_plan", evaluated)
+    with pytest.raises(BudgetError, match=r"no plan fits") as error:
+        searched(candidates, memory=100)
+    assert 1 < len(looked_at) <= 4
+    assert f"{min(looked_at) - 100} bytes" in str(error.value)
 
 
 def test_a_miss_names_only_what_was_not_searched() -> None:
