@@ -31,6 +31,7 @@ TP = Axis("tp", RANKS, 1)
 CORE = Device("core", 2**30, (("f32", 1e8),), memory_bytes_per_s=1e9, kernel_launch_s=1e-9)
 """So slow that it is not the process that takes the time."""
 CLUSTER = Cluster(f"cores:1x{RANKS}", CORE, (Level("node", RANKS, 1e9, 1e-6),))
+PLAIN = galvatron.SearchOptions(require=("layers.0=ep",), recompute=("none",), zero=(0,), micro_batches=1)
 SIZE = Size(vocabulary=32, width=16, hidden=32, heads=2, layers=1, sequence=8, experts=4)
 
 
@@ -104,7 +105,7 @@ def test_where_no_rank_has_some_of_the_matrices_nothing_depends_on_it(program: P
 
 
 def test_a_plan_says_what_it_was_made_for(program: Program) -> None:
-    options = galvatron.SearchOptions(require=("layers.0=ep",), skew=2)
+    options = replace(PLAIN, skew=2.0)
     plan = galvatron.search(program, CLUSTER, search=options)
     assert plan.skew == 2.0 and "skew 2" in plan.title and Plan.from_json(plan.to_json()) == plan
     own = estimate(program, plan)
@@ -115,9 +116,7 @@ def test_a_plan_says_what_it_was_made_for(program: Program) -> None:
 
 def test_a_budget_is_for_the_rank_that_has_most(program: Program) -> None:
     """What fits where rows choose evenly need not fit where they do not."""
-    options = galvatron.SearchOptions(
-        require=("layers.0=ep",), recompute=("none",), zero=(0,), micro_batches=1, skew=1.0
-    )
+    options = replace(PLAIN, skew=1.0)
     least = galvatron.search(program, CLUSTER, search=options)
     assert least.peak_bytes is not None
     galvatron.search(program, CLUSTER, search=options, memory=max(least.peak_bytes))
@@ -126,8 +125,9 @@ def test_a_budget_is_for_the_rank_that_has_most(program: Program) -> None:
 
 
 def test_a_program_keeps_the_skew_of_its_plan(program: Program) -> None:
-    plan = galvatron.search(program, CLUSTER, search=galvatron.SearchOptions(roles=("ep",), skew=1.5))
-    planned = with_plan(with_costs(program, CLUSTER, None), plan)
+    costed = with_costs(program, CLUSTER, None)
+    plan = with_plan(costed, PlanShorthand.parse("ep2")).required_plan
+    planned = with_plan(costed, replace(plan, skew=1.5))
     assert parse_program(print_program(planned)).required_plan.skew == 1.5
 
 
