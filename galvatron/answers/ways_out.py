@@ -10,6 +10,8 @@ from galvatron.errors import GalvatronError, PlanError
 from galvatron.forms import searched, with_costs
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
+from galvatron.ir.strategy import AxisRole, Strategy
+from galvatron.passes.planning.prune import least_state_bytes
 from galvatron.passes.planning.tree import divisors
 from galvatron.search_options import SearchOptions
 from galvatron.units import format_bytes, format_seconds
@@ -52,6 +54,19 @@ def ways_out(program: Program, memory_bytes: int, options: SearchOptions) -> tup
     return tuple(found)
 
 
+def shared_state_bytes(program: Program) -> float:
+    """What a device holds of parameters at least, whatever the batch is: its share, where all devices share all."""
+    world_size = program.required_cluster.world_size
+    finest = Strategy((AxisRole("dp", world_size),), zero=3)
+    told, total = set[str](), 0.0
+    for layer in program.planned_layers:
+        parameters = program.parameters.intersection(layer.state)
+        if not parameters & told:  # else what it has to itself is left out
+            total += least_state_bytes(program, layer, finest)
+        told |= parameters
+    return total
+
+
 def _tried(program: Program, memory_bytes: int, options: SearchOptions) -> Iterator[tuple[str, Callable[[], Plan]]]:
     def of(program: Program, memory_bytes: int, options: SearchOptions) -> Plan:
         return searched(program, memory_bytes, options).required_plan
@@ -61,7 +76,8 @@ def _tried(program: Program, memory_bytes: int, options: SearchOptions) -> Itera
         if getattr(options, name) != default:
             freed = replace(options, **{name: default})
             yield f"without {name}={getattr(options, name)!r}", lambda freed=freed: of(program, memory_bytes, freed)
-    for size in reversed(divisors(program.batch_size)[:-1]):
+    sizes = divisors(program.batch_size)[:-1] if shared_state_bytes(program) <= memory_bytes else []
+    for size in reversed(sizes):
         smaller = replace(program, batch_size=size)
         try:
             plan = of(smaller, memory_bytes, options)

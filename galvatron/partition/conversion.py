@@ -10,10 +10,11 @@ from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.collectives import MESSAGES, Keywords, conversion, keywords_of
+from galvatron.ir.collectives import MESSAGES, Conversion, Keywords, conversion, keywords_of
 from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.layout import (
     BROADCAST,
@@ -87,13 +88,11 @@ def redistribute(
     current, target = (tuple(layout[group[0]] for group in groups) for layout in (current, target))
     ops: list[Op] = []
     while current != target:
-        toward = _waypoints(current, target)
-        position, placement = _next_step(current, toward, coarse, whole.shape)
-        op = _step(value, current, position, placement, coarse, whole, fresh_name, choosing)
-        assert op.result.layout is not None
-        current = op.result.layout
-        value = replace(op.result, layout=_spread(current, groups))
-        ops.append(replace(op, results=(value,)))
+        step = _step(current, target, coarse, whole)
+        result = Value(fresh_name(f"{value.name}.{step.row.collective.name}"), step.type, _spread(step.after, groups))
+        kwargs = keywords_of(step.row, *step.ends, step.axis, _chosen(*step.placements, choosing))
+        ops.append(Op(step.row.collective.target, (Ref(value.name),), kwargs, (result,)))
+        value, current = result, step.after
     return tuple(ops)
 
 
@@ -183,22 +182,30 @@ def _stack_allows(current: Layout, target: Layout, i: int) -> bool:
     return True
 
 
-def _step(
-    value: Value,
-    current: Layout,
-    position: int,
-    placement: Placement,
-    mesh: Mesh,
-    whole: TensorType,
-    fresh_name: Callable[[str], str],
-    choosing: Choosing | None,
-) -> Op:
+@dataclass(frozen=True)
+class _Step:
+    """One collective on the way from a layout to another.
+
+    Attributes:
+        axis: its name. placements: before and after, on that axis. ends: the same as keywords tell them.
+        after, type: the layout then, and the local type.
+    """
+
+    row: Conversion
+    axis: str
+    placements: tuple[Placement, Placement]
+    ends: tuple[Placement, Placement]
+    after: Layout
+    type: TensorType
+
+
+@lru_cache(maxsize=1 << 14)
+def _step(current: Layout, target: Layout, mesh: Mesh, whole: TensorType) -> _Step:
+    """The first one; the ways of many values end in the same steps."""
+    position, placement = _next_step(current, _waypoints(current, target), mesh, whole.shape)
     row = conversion(current[position], placement)
     assert row is not None, (current[position], placement)
     after = (*current[:position], placement, *current[position + 1 :])
-    collective = row.collective
     before, behind = (local_placement(layout, mesh, position) for layout in (current, after))
-    kwargs = keywords_of(row, before, behind, mesh[position].name, _chosen(current[position], placement, choosing))
     type_ = whole.with_shape(local_shape(whole.shape, after, mesh))
-    result = Value(fresh_name(f"{value.name}.{collective.name}"), type_, after)
-    return Op(collective.target, (Ref(value.name),), kwargs, (result,))
+    return _Step(row, mesh[position].name, (current[position], placement), (before, behind), after, type_)

@@ -14,7 +14,8 @@ from galvatron.answers.curve import curve, read_budgets
 from galvatron.answers.diff import differences
 from galvatron.answers.explain import GIB, explain
 from galvatron.answers.question import Question, seconds_of
-from galvatron.answers.ways_out import ways_out
+from galvatron.answers.ways_out import shared_state_bytes, ways_out
+from galvatron.costs.estimate import estimate_plan
 from galvatron.errors import BudgetError, ClusterError, GalvatronError, PlanError, StrategyError
 from galvatron.forms import searched, with_costs
 from galvatron.ir.plan import Plan
@@ -201,6 +202,13 @@ def test_the_batch_with_most_throughput(program: Program) -> None:
     found = most_throughput((4, 8, 16), best)
     rates = {size: size / seconds_of(best(size)) for size in (4, 8, 16)}
     assert found.global_batch_size == max(rates, key=rates.__getitem__)
+
+
+@pytest.mark.parametrize("text", ["m1/dp4-zero3", "m4/dp2-tp2-zero3-recompute", "pp2/m4/dp2-zero3", "pp4/m4/dp1"])
+def test_no_device_holds_less_state_than_its_share(program: Program, text: str) -> None:
+    """So that no smaller batch is tried where that is too much already."""
+    stages = estimate_plan(program, resolve(program, text, 16, 4))[1]
+    assert 0 < shared_state_bytes(program) <= max(stage.state_bytes for stage in stages)
 
 
 @pytest.mark.slow
