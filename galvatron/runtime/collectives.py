@@ -135,8 +135,13 @@ def combine(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size
     return _apply(x, lambda t: route.back(t, axis), lambda g: route.there(g, axis), started)
 
 
-def wait(started: Started, axis: Axis) -> Tensor:
-    """The result of a collective on the axis that was started; its gradient's collective is started here."""
+def wait(started: Tensor | Started, axis: Axis) -> Tensor:
+    """The result of a collective on the axis that was started; its gradient's collective is started here.
+
+    Args:
+        started: what the collective gave, which its signature calls a tensor.
+    """
+    assert isinstance(started, Started), "only what is started is waited for"
     return started.wait()
 
 

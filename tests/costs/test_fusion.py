@@ -13,7 +13,7 @@ from common import llama
 from torch import Tensor, nn
 
 import galvatron
-from galvatron.costs.events import CollectiveCall, Profile, launches
+from galvatron.costs.events import CollectiveCall, Launch, Profile, launches
 from galvatron.costs.fusion import padded, peak_bytes
 from galvatron.costs.profile import profile_graph
 from galvatron.costs.watch import ObservedEvent
@@ -86,7 +86,7 @@ def test_messages_are_between_kernels() -> None:
     assert [event.axis for event in sent] == [Axis("tp", 2, 1)] * 2
     for event in sent:
         after = profile.forward[profile.forward.index(event) + 1]
-        assert not isinstance(after, CollectiveCall) and after.work is None
+        assert isinstance(after, Launch) and after.work is None
 
 
 def module(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:

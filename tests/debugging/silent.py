@@ -423,6 +423,8 @@ OTHERS = {
         "marks", "dp2", "planned", ", padding_idx=7", "", "the gradient of %rows.weight"
     ),
     "another word does not count": Other("marks", "dp2", "planned", "other=4000", "other=4001", _VALUE),
-    "what is no number is another one": Other("roots", "dp2", "planned", "2.0", "7.0", _NOT_KNOWN),
-    "what is no number is another one on ranks": Other("roots", "dp2", "staged", "2.0", "7.0", _NOT_KNOWN),
+    "what is no number is another one": Other("roots", "dp2", "planned", "%linear, 2.0", "%linear, 7.0", _NOT_KNOWN),
+    "what is no number is another one on ranks": Other(
+        "roots", "dp2", "staged", "%linear, 2.0", "%linear, 7.0", _NOT_KNOWN
+    ),
 }  # fmt: skip

@@ -55,6 +55,23 @@ def with_op(program: Program, cls: str, result: str, /, **changes: Any) -> Progr
     return with_graph(program, cls, lambda g: replace(g, ops=tuple(map(change, g.ops))))
 
 
+def waiting(recompute: str = "none") -> Program:
+    """A sharded program whose blocks start their sum, and wait for it, under a kind of recomputation."""
+    program, strategy = sharded(), replace(STRATEGY, recompute=recompute)
+
+    def parted(o: Op) -> tuple[Op, ...]:
+        if o.results[0].name != "sum":
+            return (o,)
+        under_way = replace(o.results[0], name="sum.started")
+        start = replace(o, results=(under_way,), kwargs=(*o.kwargs, ("started", True)))
+        return start, Op("comm.wait", (Ref("sum.started"),), (("axis", "tp"),), o.results)
+
+    classes = (replace(c, strategy=c.strategy and strategy) for c in program.classes)
+    stages = tuple((strategy,) * len(stage) for stage in program.required_plan.stages)
+    program = replace(program, classes=tuple(classes), plan=replace(program.required_plan, stages=stages))
+    return with_graph(program, f"block{SUFFIX}", lambda g: replace(g, ops=tuple(n for o in g.ops for n in parted(o))))
+
+
 def with_value(program: Program, cls: str, name: str, /, **changes: Any) -> Program:
     """An input or a piece of state of a class, changed."""
 

@@ -20,6 +20,7 @@ from tests.ir.breaking import (
     RECURRENT,
     SITE,
     SUFFIX,
+    waiting,
     with_class,
     with_draw,
     with_function,
@@ -154,6 +155,12 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_value(sharded(), f"block{SUFFIX}", "x", layout=(Shard(0, by="ids"), REPLICATE)),
             "%x enters or leaves in rows by what they choose, (S(0, by=%ids), R)", "input %x",
+        ),
+    ],
+    "started-collectives": [
+        (
+            with_op(waiting(), f"block{SUFFIX}", "sum.started", kwargs=(("axis", "tp"), ("grad", "identity"))),
+            "%sum.started was not started", "comm.wait",
         ),
     ],
     "collectives": [

@@ -31,6 +31,7 @@ from tests.ir.breaking import (
     kept_nowhere,
     loss_on_the_first_stage,
     two_masks,
+    waiting,
     with_class,
     with_function,
     with_graph,
@@ -144,6 +145,9 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             with_class(sharded(), f"mask{SUFFIX}", strategy=None, mesh=(Axis("dp", 2, 4), Axis("tp", 2, 1))),
             "dp=2@4 does not tile the 4 devices", "@mask",
         ),
+    ],
+    "attention-waits-for-itself": [
+        (waiting("attention"), "comm.all_reduce is started under recompute=attention", "%sum.started"),
     ],
     "strategies-as-planned": [
         (with_class(sharded(), f"block{SUFFIX}", strategy=None), "sharded for None", "block_0"),

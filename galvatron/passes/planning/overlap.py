@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from galvatron.costs.composed import Layer as LocalLayer
-from galvatron.costs.overlap import windows_that_pay, with_windows
-from galvatron.costs.profile import Doing, profile_layer
 from galvatron.ir.gradients import gradients
 from galvatron.ir.overlap import Window, overlapped
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program
 from galvatron.ir.skew import EVEN
 from galvatron.machine import Machine
 from galvatron.passes.base import Pass
+
+if TYPE_CHECKING:
+    from galvatron.costs.profile import Doing
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,15 @@ class Overlap(Pass):
 
 
 def _windows(program: Program, cls: LayerClass, machine: Machine, differentiable: set[str]) -> tuple[Window, ...]:
+    # These load torch, as a list of passes should not.
+    from galvatron.costs.composed import Layer
+    from galvatron.costs.overlap import windows_that_pay, with_windows
+    from galvatron.costs.profile import profile_layer
+
     plan, strategy = program.required_plan, cls.strategy
     assert strategy is not None
     trained = cls.graph.without_outputs(program.only_given(cls))
-    layer = LocalLayer.of(trained, cls.mesh, frozenset(differentiable))
+    layer = Layer.of(trained, cls.mesh, frozenset(differentiable))
     batch = program.batch_size // plan.micro_batches / strategy.sample_shards
 
     def does(windows: tuple[Window, ...]) -> Doing:
