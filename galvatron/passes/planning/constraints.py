@@ -18,7 +18,8 @@ from galvatron.ir.strategy import RECOMPUTE, ROLE_NAMES, Strategy
 Trait = Callable[[Strategy], bool]
 
 _COMPARE = {"": operator.eq, "<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
-_NUMBERED = re.compile(r"(zero|dp|tp|ulysses|cp)(<=|>=|<|>)?([0-9]{1,9})(\+sp)?")
+_DEGREES = "|".join(dict.fromkeys(role.removesuffix("+sp") for role in ROLE_NAMES))
+_NUMBERED = re.compile(rf"(zero|{_DEGREES})(<=|>=|<|>)?([0-9]{{1,9}})(\+sp)?")
 _EXAMPLES = ("tp2", "tp>8", "tp2+sp", "zero3", "recompute=selective", *ROLE_NAMES)
 
 

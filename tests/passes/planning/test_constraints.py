@@ -21,6 +21,8 @@ LEAVES = EnumerateStrategies().leaves_of(8)
         ("tp>2", ["dp1-tp4", "dp1-tp4+sp"], ["dp2-tp2", "dp8-tp1"]),
         ("tp<=2", ["dp2-tp2", "dp8-tp1"], ["dp1-tp4"]),
         ("cp", ["cp2-tp1", "dp2-cp2-tp1"], ["dp4-tp1"]),
+        ("ep2", ["dp2-ep2", "ep2-tp2"], ["ep4", "dp4-tp1"]),
+        ("ep>2", ["ep4", "dp2-ep8"], ["dp2-ep2", "dp4-tp1"]),
         ("zero3", ["dp8-zero3", "dp8-zero3-recompute"], ["dp8", "dp8-zero2"]),
         ("zero<2", ["dp8", "dp8-zero1"], ["dp8-zero2", "dp8-zero3"]),
         ("recompute", ["dp8-recompute"], ["dp8", "dp8-recompute=selective"]),
