@@ -58,6 +58,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "pipeline_degree": ("pipeline ranks", str),
     "micro_batches": ("micro-batches", str),
     "schedule": ("schedule", str),
+    "skew": ("rows of the fullest rank over the mean", lambda skew: "none choose" if skew is None else f"{skew:g}"),
     "overlap": ("collectives beside computation", lambda overlap: "where that pays" if overlap else "none"),
     "step_time_s": ("step time", _seconds),
     "peak_bytes": ("peak memory by pipeline rank", _bytes),

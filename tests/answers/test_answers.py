@@ -163,6 +163,8 @@ def test_plans_differ_in_what_they_say(program: Program) -> None:
     assert told["micro-batches"] == ("4", "2")
     assert told[f"{names[0]} … {names[-1]} ({len(names)})"] == ("stage 0: dp4", "stage 0: dp2-tp2")
     assert not differences(first, first, names)
+    uneven = {own.what: (own.first, own.second) for own in differences(first, replace(first, skew=1.5), names)}
+    assert uneven == {"rows of the fullest rank over the mean": ("none choose", "1.5")}
     one = replace(first, stages=((second.strategies[0], *first.strategies[1:]),))
     assert [own.what for own in differences(first, one) if own.what.startswith("layer")] == ["layer 0"]
 
