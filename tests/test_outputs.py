@@ -36,6 +36,7 @@ def compiled(*names: str) -> galvatron.CompiledModel:
     return galvatron.compile(subject.model, subject.batch(8, 0), outputs=names or NAMES, plan="m2/dp1")
 
 
+@pytest.mark.slow
 def test_the_text_says_them() -> None:
     program = decoder()
     text = print_program(program)

@@ -95,7 +95,7 @@ def test_where_nothing_fits_an_explanation_says_so(program: Program) -> None:
         explain(question(program, 1, plan=resolve(program, "m4/dp4", 16, 4)))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_bytes", [9_000, TIGHT, 10 * GIB])
 def test_what_more_would_buy_is_what_searching_finds(program: Program, memory_bytes: int) -> None:
     asked = question(program, memory_bytes)
@@ -142,6 +142,7 @@ def test_why_not_refuses_what_is_no_question(program: Program) -> None:
         why_not(question(program), "nowhere=tp4")
 
 
+@pytest.mark.slow
 def test_alternatives_are_the_best_of_each_way_to_cut(program: Program) -> None:
     asked = question(program)
     found = alternatives(asked, 4)

@@ -27,6 +27,7 @@ def test_plans_are_for_the_ranks_that_there_are() -> None:
     assert len(plans) == 8 and {plan.world_size for plan in plans} == {experts.RANKS}
 
 
+@pytest.mark.slow
 def test_predictions_are_for_the_skew_that_was_counted(tmp_path: Path) -> None:
     profile = tmp_path / "plain.profile.json"
     profile.write_text(print_profiles([PROFILE]), encoding="utf-8")

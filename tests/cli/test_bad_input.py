@@ -91,6 +91,7 @@ def test_tables_show_names_and_do_not_interpret_them(text: str, capsys: pytest.C
     assert all(c.isprintable() or c == "\n" for c in shown)
 
 
+@pytest.mark.slow
 def test_every_command_takes_any_name(tmp_path: Path) -> None:
     path = tmp_path / "p.gir"
     path.write_text(print_program(named("".join(HOSTILE))), encoding="utf-8")

@@ -33,6 +33,7 @@ def test_layers_cost_what_they_do_in_a_model_that_has_seen_no_other(name: str) -
         assert model(name).layer(index, strategy, MICRO_BATCH, ties) == costs[index, strategy]
 
 
+@pytest.mark.slow
 def test_conversions_cost_what_they_do_in_a_model_that_has_seen_no_other() -> None:
     many = model("llama")
     meshes = [Strategy(axes) for axes in dict.fromkeys(strategy.axes for strategy in LEAVES)]

@@ -58,7 +58,7 @@ def own(events: Any) -> int:
     return sum(launch.work is None for launch in launches(events))
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize("recompute", ["none", "full", "selective"])
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 @pytest.mark.parametrize("name", MODELS)

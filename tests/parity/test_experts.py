@@ -17,9 +17,9 @@ PLANS = [
 ]  # fmt: skip
 
 
-@pytest.mark.one_in(2)
-@pytest.mark.parametrize("plan", some_slow(PLANS[:1], PLANS))
-@pytest.mark.parametrize("family", some_slow(["qwen3-moe"], FAMILIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_sorted_tokens(family: str, plan: str) -> None:
     """In single precision: torch's own product of groups knows no doubles."""
     check(f"{family}-grouped_mm-float32", plan)
@@ -44,6 +44,7 @@ def test_loops_written_by_hand(name: str, plan: str) -> None:
     check(f"turns: {name}", plan)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("name", TURNS)
 def test_turns_are_one_only_where_rows_are_by_themselves(name: str) -> None:
     program, _ = costed(f"turns: {name}")

@@ -99,7 +99,7 @@ EXPERTS = "mixtral-batched_mm-float32"
     [
         *((MODEL, plan) for plan in PLANS),
         (TIED, "pp2/m4/1f1b/dp1"),
-        *((EXPERTS, f"m2/{plan}") for plan in ("dp2", "ep2")),
+        *(pytest.param(EXPERTS, f"m2/{plan}", marks=pytest.mark.slow) for plan in ("dp2", "ep2")),
     ],
 )
 def test_gradients_are_single_and_those_of_one_device_to_rounding(model: str, plan: str) -> None:

@@ -64,7 +64,7 @@ def test_layers_that_differ_equal_eager(model: str, stages: int) -> None:
 
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("plan", DROPOUT)
-@pytest.mark.parametrize("model", ["gpt2-dropout", "gpt2-written-out-dropout"])
+@pytest.mark.parametrize("model", some_slow(["gpt2-dropout"], ["gpt2-written-out-dropout"]))
 def test_a_replay_drops_the_same_elements(model: str, plan: str) -> None:
     """Loss and gradients under dropout are those of the same plan that keeps its activations."""
     batch = subject(model).batch(BATCH_SIZE, 1)

@@ -69,6 +69,7 @@ def test_pairs_of_ranks_share_a_key_head(strategy: str) -> None:
     assert [v.type.shape[0] for v in cls.graph.state if v.name in KEYS] == [8, 8], "one head of width 8"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", MEGATRON)
 def test_one_key_head_is_whole_on_every_rank(strategy: str) -> None:
     cls = block(strategy, **heads(8, 1))
@@ -111,6 +112,7 @@ def test_sub_axes_take_part_in_other_meshes() -> None:
     assert block("dp2-tp8+sp", **heads(8, 2)).mesh == (Axis("dp", 2, 8), Axis("tp.0", 2, 4), Axis("tp.1", 4, 1))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize(
     ("options", "strategy"),
     [

@@ -171,6 +171,7 @@ def test_a_vocabulary_that_does_not_divide_is_padded(family: str, vocabulary: in
     assert len(found) == 2, found
 
 
+@pytest.mark.slow
 def test_what_cannot_stay_padded_is_whole() -> None:
     """An activation between two products would count filler."""
     split = partitioner("llama", intermediate_size=49)

@@ -86,10 +86,10 @@ def sizes(cls: LayerClass) -> set[object]:
 
 @pytest.mark.parametrize(
     ("family", "strategy"),
-    [
-        ("gpt2", "tp2"), ("gpt2", "tp4+sp"), ("gpt2", "dp2-tp2"), ("gpt2", "tp2-cp2"), ("gpt2", "ulysses2-tp2"),
-        ("t5", "tp2"), ("t5", "dp2-tp2+sp"),
-    ],
+    some_slow(
+        [("gpt2", "tp2"), ("gpt2", "tp4+sp"), ("gpt2", "dp2-tp2"), ("gpt2", "tp2-cp2"), ("gpt2", "ulysses2-tp2")],
+        [("t5", "tp2"), ("t5", "dp2-tp2+sp")],
+    ),
 )  # fmt: skip
 def test_a_tied_vocabulary_is_sharded_by_rows(family: str, strategy: str) -> None:
     """Padded where it does not divide; nothing in any of the classes has a whole vocabulary."""

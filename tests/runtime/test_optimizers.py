@@ -160,6 +160,7 @@ def test_parameters_that_are_given_whole_must_not_depend_on_each_other():
         check_optimizer(partial(build_optimizer, Together), MATRICES, everything, Slices(), CPU, everything)
 
 
+@pytest.mark.slow
 def test_what_is_not_said_to_be_read_whole_must_be_element_wise_on_one_device_too():
     def matrices_in_rows(named_parameters):
         named = list(named_parameters)

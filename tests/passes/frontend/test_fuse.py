@@ -162,6 +162,7 @@ def fused_family(name: str, **options: object) -> Program:
     return Fuse().run(Normalize().run(models.shared(name, **options).captured.program))
 
 
+@pytest.mark.slow
 def test_llama_without_padding() -> None:
     """Causal attention of grouped heads without a mask, one op per norm, and no trace of how the mask was made."""
     program = fused_family("llama", mask=False, torch_dtype="float64")
