@@ -159,7 +159,7 @@ def command(
         _check_names(pipeline, (*(print_before or ()), *(print_after or ())))
         program = None if program_file is None else read_program(program_file, verified=False)
         if list_pipeline:
-            return say(_pipeline_of(program, cluster))
+            return say(pipeline_of(program, cluster))
         assert program is not None
         # The first is outermost: a reproducer catches what the verifier finds, which has been shown when it is refused,
         # and the clock sees nothing but the pass.
@@ -339,7 +339,7 @@ def _list_passes(json: Path | None) -> None:
             say(f"    {option['name']}: {option['type']} = {option['default']}")
 
 
-def _pipeline_of(program: Program | None, cluster: str | None) -> Pipeline:
+def pipeline_of(program: Program | None, cluster: str | None) -> Pipeline:
     """The passes that compile a program on a cluster, from its form on; its own where none is named."""
     from galvatron.ir.program import Form
     from galvatron.passes import FRONT_END, LOWERING, PLANNING

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from galvatron.cli.opt import pipeline_of
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import with_plan
-from galvatron.ir.program import Program
+from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
-from galvatron.passes import FRONT_END, LOWERING, PLANNING
-from galvatron.passes.pipeline import Pipeline
+from galvatron.passes import LOWERING
+from galvatron.passes.base import PassResult
+from galvatron.passes.pipeline import Pipeline, Step
 from tests import models
 from tests.marks import some_slow
 
@@ -59,9 +60,17 @@ def test_every_form_is_valid_and_survives_text(name: str) -> None:
     case = models.gpt() if name == "gpt" else models.hugging_face(name)
     program = capture_graph(case.model, case.batch(8, 0)).program
     check(program)
-    *_, costed = states(program, (*FRONT_END, *PLANNING[:1]))
-    for program in (costed := replace(costed, cluster=CLUSTER), *states(costed, PLANNING[1:])):
-        check(program)
+    made: list[Program] = []
+
+    def checked(step: Step, proceed: Callable[[], PassResult]) -> PassResult:
+        made.append((result := proceed()).program)
+        check(result.program)
+        return result
+
+    staged = Pipeline.parse(str(pipeline_of(program, CLUSTER.name))).run(program, [checked])
+    costed = next(one for one in made if one.form is Form.COSTED)
+    again = Pipeline.parse(str(pipeline_of(costed, None))).run(parse_program(print_program(costed)))
+    assert again == staged, "what --list-pipeline prints does the same again"
     for stages in (1, 2):
         plan = mixed_plan(costed, stages, seed=stages, sequence=name != "vit")  # 16 patches and a class token
         planned = with_plan(costed, plan)
