@@ -20,7 +20,6 @@ from galvatron.passes import LOWERING
 from galvatron.passes.base import PassResult
 from galvatron.passes.pipeline import Pipeline, Step
 from tests import models
-from tests.marks import some_slow
 
 CLUSTER = Cluster.parse("a100-80g:1x4")
 
@@ -55,7 +54,8 @@ def check(program: Program) -> None:
     assert print_program(parsed) == text
 
 
-@pytest.mark.parametrize("name", some_slow(["gpt"], models.FAMILIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", *models.FAMILIES])
 def test_every_form_is_valid_and_survives_text(name: str) -> None:
     case = models.gpt() if name == "gpt" else models.hugging_face(name)
     program = capture_graph(case.model, case.batch(8, 0)).program

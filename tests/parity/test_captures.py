@@ -15,7 +15,7 @@ from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, captured, subject
 
 FAST = ["gpt", "size-branch"]
-OTHERS = ["gpt2", "encoder", *(name for name in models.FAMILIES if name != "gpt2"), "random-3", "towers", "weighted", "vit-16"]
+OTHERS = ["encoder", *models.FAMILIES, "random-3", "towers", "weighted", "vit-16"]
 
 
 @pytest.mark.one_in(2)

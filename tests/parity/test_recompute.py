@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, check, job_of, layer_count, planned, run_step, subject
 from tests.parity.test_mixtures import mixture
 from tests.ranks import run_ranks

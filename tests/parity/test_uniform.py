@@ -24,8 +24,8 @@ ALONE = ["m2/dp4", "m2/tp4", "m2/tp4+sp", "m2/ulysses4", "m2/cp4"]
 # The families whose roles are tried here only; the others are left to `make test-all`.
 FAST = ["gpt2", "gemma"]
 FAMILIES = [
-    "gpt", "llama", "bert", "roberta", "deberta", "deberta-v2-float32", "t5", "vit-16", "qwen3", "mixtral", "mistral", "opt",
-    "gpt-neox", "skips", "weighted", "shared", "encoder", "encoder-post-norm",
+    "gpt", "llama", "bert", "roberta", "deberta", "deberta-v2-float32", "t5", "vit-16", "qwen3", "mixtral", "mistral",
+    "opt", "gpt-neox", "skips", "weighted", "shared", "encoder", "encoder-post-norm",
 ]  # fmt: skip
 IGNORED = {
     "one sample": slice(3, 4),

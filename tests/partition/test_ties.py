@@ -31,6 +31,7 @@ from galvatron.partition.boundary import ROLES
 from galvatron.passes import FRONT_END, LOWERING
 from galvatron.passes.pipeline import Pipeline
 from tests.costs.communication import stage_communication
+from tests.marks import some_slow
 from tests.partition.test_partition import check_class, partitioner
 
 VOCABULARY, WIDTH, LENGTH, BATCH = 101, 16, 12, 8
@@ -90,7 +91,7 @@ def sizes(cls: LayerClass) -> set[object]:
         [("gpt2", "tp2"), ("gpt2", "tp4+sp"), ("gpt2", "dp2-tp2"), ("gpt2", "tp2-cp2"), ("gpt2", "ulysses2-tp2")],
         [("t5", "tp2"), ("t5", "dp2-tp2+sp")],
     ),
-)  # fmt: skip
+)
 def test_a_tied_vocabulary_is_sharded_by_rows(family: str, strategy: str) -> None:
     """Padded where it does not divide; nothing in any of the classes has a whole vocabulary."""
     torch.manual_seed(0)
