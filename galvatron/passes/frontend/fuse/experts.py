@@ -168,8 +168,8 @@ class _Unsorted:
         self._sort, self._build = sort, build
         self._ids, self._order = Ref(sort.operands[0]), Ref(sort.results[-1].name)
         self._count = build.type_of(self._order).shape[0]
-        self._made: dict[str, Ref] = {}
-        """By name, values of sorted rows, in the rows' own order."""
+        self._made: dict[str, Ref] = {sort.results[0].name: self._ids} if len(sort.results) == 2 else {}
+        """By name, values of sorted rows, in the rows' own order; the sorted ids are the first."""
         self._by: dict[str, Op] = {}
         """The ops that make them."""
         for op in build.ops[build.ops.index(sort) + 1 :]:
@@ -201,15 +201,21 @@ class _Unsorted:
         build = self._build
         if self._made.keys().isdisjoint(op.operands) or rows_beside(op, build, self._made.keys()) != set():
             return ()
+        return self._again(op)
+
+    def _again(self, op: Op) -> tuple[Ref, ...]:
+        """The results of an op that reads rows in their own order in the place of sorted ones."""
         read = op.map_refs(lambda name: self._made[name].name if name in self._made else name)
-        return tuple(Ref(v.name) for v in build.emit_op(read, *(v.type for v in op.results)).results)
+        return tuple(Ref(v.name) for v in self._build.emit_op(read, *(v.type for v in op.results)).results)
 
     def _gathered(self, op: Op) -> tuple[Ref, ...]:
-        """Rows at the places in the order, or at those of what each row was repeated from."""
+        """Rows at the places in the order, or at those of what each row was repeated from, or what each looks up."""
         build, rows, indices = self._build, op["self"], op["indices"]
         assert isinstance(rows, Ref) and isinstance(indices, tuple)
         if len(indices) != 1 or not isinstance(indices[0], Ref):
             return ()
+        if indices[0].name in self._made and rows.name not in self._made:
+            return self._again(op)
         size = build.type_of(rows).shape[0]
         if indices[0] == self._order:
             return (rows,) if size == self._count else ()
