@@ -130,6 +130,29 @@ def played(
     return tuple(tuple(zip(*rank, strict=True)) for rank in zip(actions, spans, strict=True))
 
 
+def critical_path(
+    schedule: Schedule, degree: int, micro_batches: int, stages: Sequence[MicroBatchTimes]
+) -> list[list[int]]:
+    """How often each stage is, by `Schedule.parts`, on a path through the order of all that takes as long as the step:
+    computations of which each waits for the one before it, on its rank or for its message."""
+    order, durations = _order(schedule, degree, micro_batches), _durations(stages)
+    ends = _played(order, durations)
+    place = {kind: index for index, part in enumerate(schedule.parts) for kind in part}
+    counts = [[0] * len(schedule.parts) for _ in stages]
+    rank = max(range(degree), key=lambda rank: ends[rank][-1])
+    position = len(ends[rank]) - 1
+    while True:
+        step = order.ranks[rank][position]
+        counts[step.stage][place[_COMPUTED[step.kind]]] += 1
+        begun = ends[rank][position] - durations[step.stage][step.kind]
+        if position and ends[rank][position - 1] == begun:
+            position -= 1
+        elif step.awaited is not None:
+            rank, position = order.made[step.awaited]
+        else:
+            return counts
+
+
 QUANTUM_S = 2.0**-50
 """Times are played in whole numbers of this, so that what takes equally long is equal."""
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galvatron.costs.timeline import MicroBatchTimes, pipeline_s, played_s
-from galvatron.schedules import Schedule
+from galvatron.costs.steepest import steepest
+from galvatron.costs.timeline import MicroBatchTimes, critical_path, pipeline_s, played_s
+from galvatron.schedules import Schedule, paths
 
 seconds = st.integers(0, 8).map(float)
 times = st.builds(MicroBatchTimes, seconds, seconds, seconds)
@@ -49,6 +52,44 @@ def test_no_order_is_faster_than_its_parts(name: str, degree: int, data: st.Data
         own = [stage for stage, holder in zip(stages, holders, strict=True) if holder == rank]
         assert found_s >= micro_batches * sum(stage.micro_batch_s for stage in own)
     assert found_s >= sum(stage.forward_s + stage.input_s for stage in stages)
+
+
+def along_s(path: Sequence[Sequence[float]], schedule: Schedule, stages: Sequence[MicroBatchTimes]) -> float:
+    """What the computations of a path take together."""
+    return float((np.array(path) * [stage.parts(schedule) for stage in stages]).sum())
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["interleaved2", "interleaved3", "zbv"]), st.integers(2, 4), st.data())
+def test_no_order_is_faster_than_its_steepest_paths(name: str, degree: int, data: st.DataObject) -> None:
+    """However long its stages take; and one path takes as long as the step."""
+    schedule = Schedule.parse(name)
+    micro_batches = data.draw(st.sampled_from([m for m in range(1, 13) if schedule.allows(degree, m)]))
+    count = len(schedule.holders(degree))
+    stages = data.draw(st.lists(times, min_size=count, max_size=count))
+    found_s = played_s(schedule, degree, micro_batches, stages)
+    path = critical_path(schedule, degree, micro_batches, stages)
+    assert along_s(path, schedule, stages) == pytest.approx(found_s)
+    mean = steepest(schedule, degree, micro_batches)
+    assert mean is not None
+    assert along_s(mean, schedule, stages) <= found_s + 1e-9
+
+
+@pytest.mark.parametrize(("name", "least"), [("interleaved2", 3.5), ("zbv", 3.2)])
+def test_paths_go_through_what_ranks_wait_for(name: str, least: float) -> None:
+    """Two ranks compute two micro-batches for 3 times what one takes; however the work is shared, they also wait."""
+    schedule = Schedule.parse(name)
+    unit = MicroBatchTimes(1.0, 1.0, 1.0)
+    mean = steepest(schedule, 2, 2)
+    assert mean is not None
+    own = np.array(mean) @ unit.parts(schedule)
+    assert least <= own.min() <= played_s(schedule, 2, 2, [unit] * 4) / 4
+    for path in paths(schedule, 2, 2):
+        assert (np.array(path) @ unit.parts(schedule)).min() < own.min()
+
+
+def test_paths_of_very_many_computations_are_not_looked_for() -> None:
+    assert steepest(Schedule.parse("zbv"), 64, 128) is None
 
 
 def action_by_action_s(schedule: Schedule, degree: int, micro_batches: int, stages: list[MicroBatchTimes]) -> float:

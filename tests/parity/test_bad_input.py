@@ -67,7 +67,7 @@ def error_of(world: rt.World, arguments: dict[str, Any]) -> tuple[str, str]:
         ({"plan": "pp2/m2/dp2"}, "PlanError", ["4 devices", "there are 2"]),
         ({"other_plan": True, "plan": {"world_size": 4}}, "PlanError", ["4 devices", "2"]),
         ({"other_plan": True, "plan": {"fingerprint": "0"}}, "PlanError", ["another model", "search a plan"]),
-        ({"memory": "1KiB", "cluster": "a100-80g:1x2"}, "BudgetError", ["stage", "over"]),
+        ({"memory": "1KiB", "cluster": "a100-80g:1x2"}, "BudgetError", ["libraries keep", "more memory"]),
         ({"plan": "pt2"}, "StrategyError", ["'pt2'", "did you mean 'tp2'"]),
         ({"plan": "pp2/m2/1f2b/dp1"}, "StrategyError", ["'1f2b'", "did you mean '1f1b'"]),
         ({"cluster": "a100-80:1x2"}, "ClusterError", ["did you mean 'a100-80g'"]),

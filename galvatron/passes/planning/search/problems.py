@@ -95,7 +95,7 @@ class Joint(Problem):
         return self.builder.ranks(self.free).least_s
 
     def glance(self, known_s: float) -> RankBounds | None:
-        bounds = rank_bounds(self.builder.ranks(self.free), known_s)
+        bounds = rank_bounds(self.builder.ranks(self.free, closely=True), known_s)
         return bounds if bounds.least_s < known_s else None
 
     def solved(
@@ -109,7 +109,7 @@ class Joint(Problem):
             used = [memory.total for memory in memory_of_ranks(setting, reports)]
             return seconds, np.array(used) - self.budget_bytes
 
-        found, bound_s = placed_best(self.builder.ranks(tables.pipeline), price, known_s, gap)
+        found, bound_s = placed_best(self.builder.ranks(tables.pipeline, closely=True), price, known_s, gap)
         return found and (found[0], tables.stages(*found[1:])), bound_s
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from galvatron.costs.model import CostModel, Front, LayerCost
 from galvatron.costs.objective import Setting, is_last
+from galvatron.costs.steepest import steepest
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.passes.planning.search.borders import Borders
@@ -91,8 +92,12 @@ class TableBuilder:
         pipeline = self._pipeline(budget_bytes, places, rows, moves, steps)
         return Tables(pipeline, tuple(self.strategies[column] for column in wanted) * len(memories))
 
-    def ranks(self, pipeline: Pipeline) -> Ranks:
-        """The tables of stages of which devices hold several, with what their schedule takes at least."""
+    def ranks(self, pipeline: Pipeline, *, closely: bool = False) -> Ranks:
+        """The tables of stages of which devices hold several, with what their schedule takes at least.
+
+        Args:
+            closely: whether that is looked for in the whole order, which takes longer.
+        """
         setting, pace = self.setting, self.setting.shared_pace
         degree, count = setting.pipeline_degree, setting.micro_batches
         holders = np.array(setting.holders)
@@ -104,10 +109,12 @@ class TableBuilder:
 
         ways = [rates(np.array(own)) for own in paths(setting.order, degree, count)]
         if pace.is_even:
-            bounds = (Rates.mean(ways), rates(np.array(way_through(setting.order, degree))))
+            bounds = [Rates.mean(ways), rates(np.array(way_through(setting.order, degree)))]
+            if closely and (mean := steepest(setting.order, degree, count)) is not None:
+                bounds.append(rates(np.array(mean)))
         else:  # cores that ranks share are never more than busy
-            bounds = (rates(np.full_like(ways[0].own, count / degree), received=0.0),)
-        bound = max(bounds, key=lambda bound: bound.own.sum())
+            bounds = [rates(np.full_like(ways[0].own, count / degree), received=0.0)]
+        bound = max(bounds, key=lambda bound: float(bound.own.sum(axis=1).min()))
         return Ranks(pipeline, holders, tuple(ways), bound, pace.shares[0])
 
     def _pipeline(
