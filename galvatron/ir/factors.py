@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from heapq import heappop, heappush
 
-import networkx
-
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.ops.notation import DimNames, OpDims
 from galvatron.ir.ops.table import op_dims
@@ -105,6 +103,8 @@ class FactorTable:
     @cached_property
     def _components(self) -> list[set[FactorPlace]]:
         """Places that are one factor to some op, directly or by way of others."""
+        import networkx  # nearly 300 modules, which most commands do without
+
         links: networkx.Graph[FactorPlace] = networkx.Graph()
         for places in self._places:
             for path in places.values():

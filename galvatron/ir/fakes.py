@@ -16,12 +16,11 @@ def described() -> Iterator[None]:
     - the loss of an alignment has a shape that does not depend on values: what does is kept for its backward, and is
       as large here as it can be.
     """
-    import torch
     from torch._subclasses.fake_impls import op_implementations_dict
 
-    aten = torch.ops.aten
-    known = {aten._grouped_mm.default: _product_of_groups, aten._ctc_loss.Tensor: _alignment}
-    with mock.patch.dict(op_implementations_dict, known):
+    from galvatron.ir.interpreter import torch_op
+
+    with mock.patch.dict(op_implementations_dict, {torch_op(target): how for target, how in DESCRIBED.items()}):
         yield
 
 
@@ -38,3 +37,7 @@ def _alignment(mode: Any, _: Any, log_probs: Any, targets: Any, *args: Any, **kw
     steps, *samples, _ = log_probs.shape
     with mode:
         return log_probs.new_empty(samples), log_probs.new_empty((*samples, steps, 2 * targets.shape[-1] + 1))
+
+
+DESCRIBED = {"aten._grouped_mm.default": _product_of_groups, "aten._ctc_loss.Tensor": _alignment}
+"""The operators of which that is so."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sympy
 
 from galvatron.errors import GalvatronError
-from galvatron.ir.fakes import described
+from galvatron.ir.fakes import DESCRIBED, described
 from galvatron.ir.graph import Arg, Op
 from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.shapes import ShapeError
@@ -136,10 +136,24 @@ def _anonymous(op: Op) -> Op:
 @lru_cache(maxsize=1 << 14)
 def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[TensorType, ...] | str | None:
     """See `computed_types`: equal ops of all graphs are run once."""
-    import torch
-    from torch._subclasses import fake_tensor
+    found = _on_meta(op, operands, batch)
+    return _faked(op, operands, batch) if found is None else found
 
-    from galvatron.ir.interpreter import empty_like_type, evaluated, torch_op
+
+def _on_meta(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[TensorType, ...] | None:
+    """What an op gives on tensors of torch's own device without memory: sooner told than by fake tensors, which need
+    much of torch that is not loaded yet. None where only these tell, or say why not."""
+    if op.target in DESCRIBED:
+        return None
+    try:
+        return _run(op, operands, batch, "meta")
+    except Exception:  # of which fake tensors know better what to say
+        return None
+
+
+def _faked(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[TensorType, ...] | str | None:
+    """What an op gives on fake tensors."""
+    from torch._subclasses import fake_tensor
 
     unknown = (
         NotImplementedError,
@@ -147,11 +161,9 @@ def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[Ten
         fake_tensor.DataDependentOutputException,
         fake_tensor.DynamicOutputShapeException,
     )
-    with _mode(), described(), torch.no_grad(), silence():
+    with _mode(), described(), silence():
         try:
-            values = {str(i): empty_like_type(type_, batch) for i, type_ in enumerate(operands)}
-            args, kwargs = evaluated(op, values, batch)
-            out = torch_op(op.target)(*args, **kwargs)
+            return _run(op, operands, batch, "cpu")
         except GalvatronError as error:
             return str(error)
         except unknown:
@@ -160,7 +172,20 @@ def _computed(op: Op, operands: tuple[TensorType, ...], batch: int) -> tuple[Ten
             if any(word in str(error).lower() for word in _TOO_LARGE):
                 return None
             return str(error).strip().partition("\n")[0] or type(error).__name__
-    return tuple(_type_of(t) for t in (out if isinstance(out, (tuple, list)) else (out,)))
+
+
+def _run(op: Op, operands: tuple[TensorType, ...], batch: int, device: str) -> tuple[TensorType, ...]:
+    """The types of what an op gives on uninitialised tensors."""
+    import torch
+
+    from galvatron.ir.interpreter import empty_like_type, evaluated, torch_op
+
+    with torch.no_grad():
+        values = {str(i): empty_like_type(type_, batch, device) for i, type_ in enumerate(operands)}
+        args, kwargs = evaluated(op, values, batch)
+        where = {} if values else {"device": device}
+        out = torch_op(op.target)(*args, **kwargs, **where)
+        return tuple(_type_of(t) for t in (out if isinstance(out, (tuple, list)) else (out,)))
 
 
 @contextmanager
