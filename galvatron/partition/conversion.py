@@ -87,8 +87,11 @@ def redistribute(
     coarse, groups = joined(mesh, current, target)
     current, target = (tuple(layout[group[0]] for group in groups) for layout in (current, target))
     ops: list[Op] = []
+    passed = {current}
     while current != target:
         step = _step(current, target, coarse, whole)
+        assert step.after not in passed, "a way that comes back would never end"
+        passed.add(step.after)
         result = Value(fresh_name(f"{value.name}.{step.row.collective.name}"), step.type, _spread(step.after, groups))
         kwargs = keywords_of(step.row, *step.ends, step.axis, _chosen(*step.placements, choosing))
         ops.append(Op(step.row.collective.target, (Ref(value.name),), kwargs, (result,)))
@@ -113,7 +116,7 @@ def _waypoint(current: Placement, target: Placement, moved: set[int]) -> Placeme
     for placement in (current, target):
         if isinstance(placement, Shard) and placement.by:
             slices = replace(placement, by="")
-            if slices not in (current, target) and (current != target or placement.dim in moved):
+            if placement.dim in moved or (current != target and slices not in (current, target)):
                 return slices
     return target
 

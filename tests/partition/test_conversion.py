@@ -25,6 +25,7 @@ from galvatron.ir.layout import (
 )
 from galvatron.ir.types import TensorType
 from galvatron.partition.conversion import redistribute
+from tests.marks import some_slow
 
 # Factors of the first dimension: 4 · 4 · 3 elements, so that either factor can be sharded by two axes of size 2.
 SHAPE = (48, 4)
@@ -80,6 +81,24 @@ def test_two_axes_from_every_layout_to_every_other(source_inner: Placement) -> N
     mesh = mesh_of(2, 2)
     for source_outer, *target in product(PLACEMENTS, repeat=3):
         check((source_outer, source_inner), (target[0], target[1]), mesh)
+
+
+@pytest.mark.parametrize("axes", some_slow([2], [3]))
+def test_rows_that_are_where_they_choose_come_to_every_layout_and_from_it(axes: int) -> None:
+    """Whatever other axes do to their dimension meanwhile, no way comes back to a layout that it has left."""
+    mesh, type_ = mesh_of(*[2] * axes), TensorType("f64", SHAPE)
+    chosen, others = Value("by", TensorType("i64", SHAPE[:1])), (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))
+    for routed in range(axes):
+        each = [(Shard(0, by="by"), *others) if axis == routed else others for axis in range(axes)]
+        layouts = [layout for layout in product(*each) if not cutting_problem(SHAPE, layout, mesh)]
+        for source, target in product(layouts, repeat=2):
+            value = Value("x", type_.with_shape(local_shape(SHAPE, source, mesh)), source)
+            ops = redistribute(
+                value, target, mesh, type_, fresh_name=lambda hint: hint, choosing=lambda _: (chosen, len(SHAPE))
+            )
+            passed = [source, *(op.result.layout for op in ops)]
+            assert passed[-1] == target
+            assert len(set(passed)) == len(passed)
 
 
 @settings(max_examples=60, deadline=None)
