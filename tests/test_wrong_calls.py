@@ -160,7 +160,7 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: public.search(program(), None), "a cluster is needed"),
     (lambda: public.search(program(), 5), "not int"),
     (lambda: public.search(program(), "nowhere:1x1"), "nowhere"),
-    (lambda: public.search(program(), "a100-80g:1x1", memory="1"), "over"),
+    (lambda: public.search(program(), "a100-80g:1x1", memory="1"), "libraries keep"),
     (lambda: public.search(program(), "a100-80g:1x1", memory="lots"), "lots"),
     (lambda: public.search(program(), "a100-80g:1x1", schedule="2f2b"), "2f2b"),
     (lambda: public.search(program(), "a100-80g:1x1", schedule="zbv"), "no schedule of zbv runs"),
