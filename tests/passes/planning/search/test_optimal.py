@@ -110,7 +110,6 @@ def joint_problems(most_layers: int) -> st.SearchStrategy[tuple[Any, ...]]:
     )
 
 
-@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(joint_problems(4))
 def test_no_plan_of_stages_that_share_devices_beats_the_bound(problem: tuple[Any, ...]) -> None:
