@@ -27,6 +27,7 @@ from galvatron.ir.capture.copies import write_copies
 from galvatron.ir.capture.derivatives import write_derivatives
 from galvatron.ir.capture.diagnose import SizeWatch, explained, quiet
 from galvatron.ir.capture.evaluation import in_evaluation
+from galvatron.ir.capture.functional import functional
 from galvatron.ir.capture.gradients import GradientsFollowTheValues, OnlyRegisteredAreTrained
 from galvatron.ir.capture.hooks import check_hooks
 from galvatron.ir.capture.leftovers import no_leftovers
@@ -387,4 +388,4 @@ def _traced(training: _Training, batch: Batch) -> ExportedProgram:
     ):
         exported = torch.export.export(training, (inputs,), strict=False, dynamic_shapes=(shapes,))
         dissolve_regions(exported)
-        return write_derivatives(write_copies(exported.run_decompositions({})), training)
+        return write_derivatives(write_copies(functional(exported)), training)
