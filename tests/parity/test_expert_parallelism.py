@@ -124,8 +124,8 @@ def estimated_s(program: Program) -> float:
 WRONG = {
     "not sent": ("spmd.grouped_linear(%repeat_interleave.dispatch,", "spmd.grouped_linear(%repeat_interleave,"),
     "not put back": ("aten.mul.Tensor(%grouped_linear_1.combine,", "aten.mul.Tensor(%grouped_linear_1,"),
-    "sent by something else": ("%mlp.experts.down_proj, %reshape_5, axis", "%mlp.experts.down_proj, %topk_1, axis"),
-    "sent among others": ("dim=0, outer=1, by=%reshape_5, size=4", "dim=0, outer=1, by=%reshape_5, size=2"),
+    "sent by something else": ("%mlp.experts.down_proj, %reshape_6, axis", "%mlp.experts.down_proj, %topk_1, axis"),
+    "sent among others": ("dim=0, outer=1, by=%reshape_6, size=4", "dim=0, outer=1, by=%reshape_6, size=2"),
     "as if all were there": (', axis="ep", size=4, routed=true)', ', axis="ep", size=4)'),
 }
 

@@ -46,13 +46,19 @@ def _written_unseen(graph: fx.Graph) -> set[fx.Node]:
                 sharing.setdefault(tensor.untyped_storage()._cdata, []).append(node)
 
     def is_unseen(call: fx.Node) -> bool:
-        for node in sharing[call.meta["val"].untyped_storage()._cdata]:
-            is_read_again = any(order[user] > order[call] for user in node.users)
-            if order[node] < order[call] and (is_read_again or node.op == "placeholder"):
-                return False
-        return True
+        made, *others = sharing[call.meta["val"].untyped_storage()._cdata]
+        before = [node for node in (made, *others) if order[node] < order[call]]
+        return _makes_its_own(made) and all(order[user] <= order[call] for node in before for user in node.users)
 
     return {call for call in calls if is_unseen(call)}
+
+
+def _makes_its_own(node: fx.Node) -> bool:
+    """Whether the results of a node are in no memory that was there before."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.maybe_aliasing_or_mutating in target.tags:
+        return False
+    return not any(argument.alias_info for argument in target._schema.arguments)
 
 
 def _out_of_place(target: Any) -> torch._ops.OpOverload | None:
