@@ -74,7 +74,7 @@ OPERATORS: dict[str, Operator] = {
         of_rank(2, "self", _loss("n v!, n, 1, 1, v!? -> ", "n v!, n, 1, 1, v!? -> n")), indices="target"
     ),
     "multilabel_margin_loss": Operator(
-        of_rank(2, "self", _loss("n v!, n v! -> ", "n v!, n v! -> n")), indices="target"
+        of_rank(2, "self", _loss("n v!, n v! -> ", "n v!, n v! -> n")), indices="target", negative=True
     ),
     "ctc_loss.Tensor": Operator(of_rank(2, "targets", _loss("t! n c!, n s!, n, n -> ", "t! n c!, n s!, n, n -> n"))),
 }

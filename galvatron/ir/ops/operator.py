@@ -99,6 +99,8 @@ class Operator:
     """The parameter whose elements count something, places in another operand or classes: they are whole numbers."""
     masks: bool = False
     """Its indices may be masks."""
+    negative: bool = False
+    """Its indices may be negative, and say something then: a place counted from the end, or the end of a list."""
     probabilities: bool = False
     """In place of indices it may read floating numbers: probabilities, of as many classes as there are."""
     special: tuple[str, ...] = ()
