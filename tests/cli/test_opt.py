@@ -52,6 +52,8 @@ def test_programs_and_differences_are_shown_on_stderr(captured_file: Path) -> No
     assert "+ %rms_norm" in err and "blocks.0" not in err.partition("// after cluster-layers")[0]
     _, err = run("opt", captured_file, "--passes", PASSES_TO_LAYERS, "--print-before", "fuse", "--print-after", "fuse")
     assert err.count("program Net captured") == 2 and "// before fuse\n" in err
+    _, err = run("opt", captured_file, "--passes", "fuse", "--print-before", "fuse", "--only", "blocks.1")
+    assert "  input %" in err and "state %blocks.1." in err and "blocks.0" not in err and "embed" not in err
     _, err = run("opt", captured_file, "--passes", "normalize", "--print-after", "fusse", code=2)
     assert "pass 'fusse' is not among --passes; known: normalize" in err
     _, err = run("opt", captured_file, "--passes", "normalize", "--only", "blocks.1", code=2)
