@@ -117,7 +117,7 @@ def part(program: Program, layer: str, *, alone: bool = False) -> Program:
     Of a captured program these are the ops of the module of that name. The result is to be looked at; it is not valid.
 
     Args:
-        alone: ops of a captured program are given what they read of others, and there is no other state.
+        alone: ops of a captured program are given what they read of others, and give what others read.
 
     Raises:
         PassError: there is no such layer.
@@ -126,11 +126,10 @@ def part(program: Program, layer: str, *, alone: bool = False) -> Program:
         return program
     if (graph := program.graph) is not None:
         ops = ops_within(graph, layer)
-        if not alone:
-            return replace(program, graph=replace(graph, ops=ops))
         own = graph.part(ops)
         read = {value.name for value in own.state}
-        return replace(program, graph=own, state=tuple(state for state in program.state if state.name in read))
+        left = own if alone else replace(graph, state=tuple(one for one in graph.state if one.name in read), ops=ops)
+        return replace(program, graph=left, state=tuple(state for state in program.state if state.name in read))
     found = [one for one in program.all_layers if one.name == layer]
     found = found or [one for one in program.all_layers if one.cls == layer]
     if not found:

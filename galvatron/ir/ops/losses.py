@@ -42,7 +42,8 @@ OPERATORS: dict[str, Operator] = {
     "cross_entropy_loss": Operator(
         _cross_entropy,
         written="F.cross_entropy(self, target, weight=, reduction=, ignore_index=, label_smoothing=)",
-        shapes=shapes.one_number,
+        shapes=shapes.loss_of_classes,
+        dtype="same",
         short="loss",
         on_slices=OnSlices(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
         indices="target",
