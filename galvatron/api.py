@@ -262,6 +262,7 @@ def compile(
             device=target.device if plan is None or wanted.cluster is not None else None,
             cluster=wanted.cluster,
             weights=found_weights,
+            loss_fn=loss_fn,
             **switches,
         )
 
@@ -500,6 +501,7 @@ def _assembled(
     device: Device | None,
     cluster: Cluster | None,
     weights: Weights | None,
+    loss_fn: LossFunction | None,
     inductor: bool,
     detect_nonfinite: bool,
     check_optimizer: bool,
@@ -550,4 +552,5 @@ def _assembled(
         device=device,
         cluster=cluster,
         cache_dir=cache_dir,
+        loss_fn=loss_fn,
     )

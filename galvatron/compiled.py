@@ -64,12 +64,14 @@ class CompiledModel:
         device: Device | None = None,
         cluster: Cluster | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        loss_fn: LossFunction | None = None,
     ) -> None:
         """
         Args:
             form: what the model looks like in files.
             device: of the cluster that the plan is for; None, nobody said.
             cluster: what the job runs on; None, what the profile of it says that is kept, in `cache_dir`.
+            loss_fn: what makes a loss of what the model returns, if it returns none.
         """
         self.plan: Plan = program.required_plan
         self.program = program
@@ -79,7 +81,7 @@ class CompiledModel:
         self._watch = watch
         self._world = world
         self._form, self._device = form, device
-        self._cluster, self._cache_dir = cluster, cache_dir
+        self._cluster, self._cache_dir, self._loss_fn = cluster, cache_dir, loss_fn
         self._saver = checkpoints.Saver(world, executor)
         self._calls = Calls(world, executor.options)
         self._calls.check("compile", None, {}, updates=True)
@@ -463,7 +465,7 @@ class CompiledModel:
         Args:
             model: the one that was compiled; its values count for nothing, and other ranks than 0 do not need them.
             batch: the whole batch.
-            loss_fn: as in `compile`.
+            loss_fn: as in `compile`; None is the one that was given there.
             layers: also what each layer gives to others, beside the captured program run op by op. All of it is kept
                 until the backward has ended.
 
@@ -478,7 +480,7 @@ class CompiledModel:
             if isinstance(batch, Part):
                 raise GalvatronError("compare_with takes the whole batch, not one that a loader gives a part of")
             values, arguments = self._inputs.read(batch), self._inputs.constants | self._inputs.by_name(batch)
-            given = Given(model, loss_fn, arguments, values, self._inputs.samples(batch))
+            given = Given(model, loss_fn or self._loss_fn, arguments, values, self._inputs.samples(batch))
         job = Job(self._world, self._executor, self.program, lambda: self.forward_backward(batch), self._cache_dir)
         with plain_torch(self._world.device):
             return compared(job, given, layers=layers)

@@ -13,6 +13,7 @@ from galvatron.cli.output import as_json, say
 from galvatron.errors import GalvatronError, PassError
 
 if TYPE_CHECKING:
+    from galvatron.debugging.passes import Outcome
     from galvatron.ir.program import Program
     from galvatron.passes.bisecting import BrokenBy, Culprit
     from galvatron.passes.pipeline import Pipeline
@@ -27,15 +28,15 @@ def command(program_file: ProgramFile, passes: Passes = "", check: CheckCommand 
 
     It is wrong where the check fails: a command of yours, or else that the numbers before and after a pass differ, of
     values or of gradients, in float64 and for random numbers of several scales. Within `normalize` and `fuse` the first
-    rewrite is found. The exit status is 1 if a pass is to blame.
+    rewrite is found. Passes of which random numbers say nothing are named. The exit status is 1 if a pass is to blame.
     """
     from galvatron.passes.bisecting import first_rewrite
 
     program = read_program(program_file)
     pipeline = chosen(passes, program)
-    culprit, why = _culprit(program, pipeline, check)
+    culprit, why, unknown = _culprit(program, pipeline, check)
     rewrite = culprit and first_rewrite(culprit, _good(culprit, check))
-    say(as_json(_as_json(culprit, rewrite, why)) if json else _text(culprit, rewrite, why))
+    say(as_json(_as_json(culprit, rewrite, why, unknown)) if json else _text(culprit, rewrite, why, unknown))
     if culprit:
         raise typer.Exit(1)
 
@@ -54,18 +55,22 @@ def chosen(passes: str, program: Program) -> Pipeline:
     return pipeline
 
 
-def _culprit(program: Program, pipeline: Pipeline, check: str | None) -> tuple[Culprit | None, str]:
-    """The pass that is to blame, and why."""
-    from galvatron.debugging.passes import failure
+def _culprit(program: Program, pipeline: Pipeline, check: str | None) -> tuple[Culprit | None, str, list[Outcome]]:
+    """The pass that is to blame, and why; and those before it of which nothing is known."""
+    from galvatron.debugging.passes import outcomes
     from galvatron.passes.bisecting import Culprit, bisect
 
     if check is not None:
         culprit = bisect(program, pipeline, passes_check(check))
-        return culprit, "it raises" if culprit and culprit.after is None else f"{check!r} fails"
-    found = failure(program, pipeline)
-    if found is None:
-        return None, ""
-    return Culprit(found.index, pipeline.passes[found.index], found.before, found.after), f"{found.kind}: {found.text}"
+        return culprit, "it raises" if culprit and culprit.after is None else f"{check!r} fails", []
+    unknown: list[Outcome] = []
+    for found in outcomes(program, pipeline):
+        if found.kind == "unknown":
+            unknown.append(found)
+        if found.failed:
+            culprit = Culprit(found.index, pipeline.passes[found.index], found.before, found.after)
+            return culprit, f"{found.kind}: {found.text}", unknown
+    return None, "", unknown
 
 
 def _good(culprit: Culprit, check: str | None) -> Callable[[Program], bool]:
@@ -85,15 +90,17 @@ def _good(culprit: Culprit, check: str | None) -> Callable[[Program], bool]:
     return good
 
 
-def _text(culprit: Culprit | None, rewrite: BrokenBy | None, why: str) -> str:
+def _text(culprit: Culprit | None, rewrite: BrokenBy | None, why: str, unknown: list[Outcome]) -> str:
+    open_ = [f"nothing is known of pass {one.index + 1}, {one.pass_}: {one.text}" for one in unknown]
     if culprit is None:
-        return "no pass is to blame: what each gives passes the check"
+        each = "what each other one gives" if unknown else "what each gives"
+        return "\n".join([f"no pass is to blame: {each} passes the check", *open_])
     lines = [f"pass {culprit.index + 1}, {culprit.pass_}: {why}"]
     if rewrite is not None:
         lines.append(f"rewrite {rewrite.number}: {rewrite.remark}")
         lines += _differences(rewrite)
         lines.append(f"  see it with --limit-rewrites {culprit.pass_.name}={rewrite.number}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *open_])
 
 
 def _differences(rewrite: BrokenBy) -> list[str]:
@@ -102,9 +109,10 @@ def _differences(rewrite: BrokenBy) -> list[str]:
     return [] if rewrite.after is None else [f"  {line}" for line in differences(rewrite.before, rewrite.after)]
 
 
-def _as_json(culprit: Culprit | None, rewrite: BrokenBy | None, why: str) -> dict[str, object]:
+def _as_json(culprit: Culprit | None, rewrite: BrokenBy | None, why: str, unknown: list[Outcome]) -> dict[str, object]:
+    open_ = [{"pass": one.pass_, "place": one.index + 1, "why": one.text} for one in unknown]
     if culprit is None:
-        return {"pass": None, "rewrite": None}
+        return {"pass": None, "rewrite": None, "unknown": open_}
     source = rewrite and rewrite.remark.op and rewrite.remark.op.source
     return {
         "pass": str(culprit.pass_),
@@ -119,4 +127,5 @@ def _as_json(culprit: Culprit | None, rewrite: BrokenBy | None, why: str) -> dic
             "line": source and source.line,
             "module": source and source.scope,
         },
+        "unknown": open_,
     }

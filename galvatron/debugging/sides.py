@@ -1,5 +1,6 @@
 """Numbers that values are cut off at or compared with, and whether random ones are on both sides of them: where all are
-on one, another number in its place would change nothing.
+on one, another number in its place would change nothing. Where that holds of all that a program can be given, there is
+nothing to be tried.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph, Op
+from galvatron.ir.index_bounds import decided
 from galvatron.ir.ops.table import operator_of
 
 Number = tuple[str, float]
@@ -20,7 +22,9 @@ class Sides:
     """What the values of a graph were of the numbers that its ops compare them with, in some runs."""
 
     def __init__(self, graph: Graph) -> None:
-        self._numbers = [(op, number) for op in graph.ops for number in _numbers(op)]
+        known = decided(graph)
+        open_ = (op for op in graph.ops if known.isdisjoint(value.name for value in op.results))
+        self._numbers = [(op, number) for op in open_ for number in _numbers(op)]
         self._random = {value.name for value in (*graph.inputs, *graph.state)}
         for op in graph.ops:
             if not self._random.isdisjoint(op.operands):

@@ -4,6 +4,7 @@ many places there are."""
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ class Read:
             gradient, and numbers that all are compared with.
         moved: they only stand in another order or place, so that the op reads no others.
         signs: each is 1 or -1.
+        negative: a place may be counted from the end.
     """
 
     origin: str
@@ -72,12 +74,19 @@ class Read:
     special: tuple[float, ...] = ()
     moved: bool = True
     signs: bool = False
+    negative: bool = False
 
     def takes(self, number: float, samples: int) -> bool:
         """Whether the op can be given a number."""
         if self.count is None or not self.moved or number in self.special:
             return True
         return 0 <= number < evaluate(self.count, samples)
+
+    def refuses(self, number: float) -> bool:
+        """Whether the op fails where a number is among them, whatever the number of samples."""
+        if self.count is None or not self.moved or number in self.special:
+            return False
+        return (number < 0 and not self.negative) or (isinstance(self.count, int) and number >= self.count)
 
 
 def reads(graph: Graph) -> Iterator[Read]:
@@ -104,7 +113,8 @@ def _reads(graph: Graph, origins: Origins) -> Iterator[Read]:
             is_sign = isinstance(signs, Ref) and signs.name == name
             if name in counts or is_sign or operator.beside:
                 for origin, moved in origins.get(name, {}).items():
-                    yield Read(origin, counts.get(name), _special(op, graph.types[name]), moved, is_sign)
+                    special = _special(op, graph.types[name])
+                    yield Read(origin, counts.get(name), special, moved, is_sign, operator.negative)
 
 
 def _moved(op: Op, origins: Origins, types: Mapping[str, TensorType]) -> dict[str, bool]:
@@ -129,6 +139,32 @@ def _special(op: Op, type_: TensorType) -> tuple[float, ...]:
         return tuple(number + more for more in beside) if isinstance(number, int | float) else ()
     named = (op.get(name) for name in operator.special)
     return tuple(number for number in named if isinstance(number, int) and (number >= 0 or not operator.looks_up))
+
+
+def decided(graph: Graph) -> set[str]:
+    """Results of comparisons with a number that come out in one way, whatever the graph is given: what they compare are
+    elements of an input or of state, of which other ops refuse the numbers on the one side. No word of a text is the
+    label that a loss ignores, for instance, where words are looked up in a table."""
+    origins = {value.name: value.name for value in (*graph.inputs, *graph.state)}
+    read: dict[str, list[Read]] = defaultdict(list)
+    compared: list[tuple[Op, str]] = []
+    for op in graph.ops:
+        operator = operator_of(op)
+        origin = origins.get(op.operands[0]) if op.operands else None
+        if op.function is None and origin is not None and (operator.free or operator.elements == "moved"):
+            origins |= {value.name: origin for value in op.results if value.type.dtype == graph.types[origin].dtype}
+        for name, count in () if op.function is not None else places(op, graph.types):
+            if name in origins:
+                special = _special(op, graph.types[name])
+                read[origins[name]].append(Read(origins[name], count, special, negative=operator.negative))
+        if operator.beside and origin is not None:
+            compared.append((op, origin))
+    return {
+        op.results[0].name
+        for op, origin in compared
+        for number in _special(op, graph.types[origin])
+        if any(other.refuses(number) for other in read[origin])
+    }
 
 
 def bounds(graph: Graph, samples: int) -> dict[str, int]:

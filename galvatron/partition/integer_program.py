@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_array
 
 from galvatron.partition.choosing import Delivery, End, Problem, Quote
 from galvatron.partition.modes import AxisState
@@ -66,6 +64,9 @@ class _Program:
         self.rows.append(([c for c, _ in terms], [v for _, v in terms], low, high))
 
     def solve(self) -> tuple[np.ndarray, float]:
+        from scipy.optimize import Bounds, LinearConstraint, milp  # long to load, and most graphs need no program
+        from scipy.sparse import coo_array
+
         scale = 1.0 / max(max(self.cost, default=1.0), 1e-12)
         row_index = np.concatenate([np.full(len(c), i) for i, (c, _, _, _) in enumerate(self.rows)])
         columns = np.concatenate([np.array(c, dtype=int) for c, _, _, _ in self.rows])

@@ -57,8 +57,8 @@ class PrintPrograms:
         except PassError as error:
             return f"// {error}"
 
-    def _part(self, program: Program) -> Program:
-        found = part(program, self.only)
+    def _part(self, program: Program, *, alone: bool = False) -> Program:
+        found = part(program, self.only, alone=alone)
         self.met = True
         return found
 
@@ -66,7 +66,7 @@ class PrintPrograms:
         from galvatron.ir.text.printer import program_text
 
         try:
-            return program_text(self._part(program), locations=self.locations)
+            return program_text(self._part(program, alone=True), locations=self.locations)
         except PassError as error:  # it may have been there before
             return f"// {error}\n"
 
@@ -111,18 +111,25 @@ def differences(first: Program, second: Program) -> list[str]:
     return program_differences(first, second)
 
 
-def part(program: Program, layer: str) -> Program:
+def part(program: Program, layer: str, *, alone: bool = False) -> Program:
     """What of a program is one layer: its ops, or its class and what calls it; all of it for the empty name.
 
     Of a captured program these are the ops of the module of that name. The result is to be looked at; it is not valid.
+
+    Args:
+        alone: ops of a captured program are given what they read of others, and give what others read.
 
     Raises:
         PassError: there is no such layer.
     """
     if not layer:
         return program
-    if program.graph is not None:
-        return replace(program, graph=replace(program.graph, ops=ops_within(program.graph, layer)))
+    if (graph := program.graph) is not None:
+        ops = ops_within(graph, layer)
+        own = graph.part(ops)
+        read = {value.name for value in own.state}
+        left = own if alone else replace(graph, state=tuple(one for one in graph.state if one.name in read), ops=ops)
+        return replace(program, graph=left, state=tuple(state for state in program.state if state.name in read))
     found = [one for one in program.all_layers if one.name == layer]
     found = found or [one for one in program.all_layers if one.cls == layer]
     if not found:

@@ -1,9 +1,9 @@
 """Timelines as text: trace events in JSON, one on each line.
 
 The format is that of the Trace Event Format's complete events (`X`), counters (`C`), flows (`s`, `f`) and metadata
-(`M`), in microseconds; what it has no word for stands under `otherData`. Flows are for those who look at it: what is
-read has them from its slices. Lines are read one by one, so that a file of a stranger takes no more memory than what it
-says.
+(`M`), in microseconds, to the nanosecond; what it has no word for stands under `otherData`. Flows are for those who
+look at it: what is read has them from its slices. Lines are read one by one, so that a file of a stranger takes no more
+memory than what it says.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from galvatron.errors import ParseError
 from galvatron.ir.documents import is_text, read_json, shown
 from galvatron.ir.limits import FILE_CHARACTERS, LINE_CHARACTERS, TIMELINE_CHARACTERS, TIMELINE_EVENTS
 from galvatron.timelines.arrows import Arrow, arrows
+from galvatron.timelines.nanoseconds import in_nanoseconds, microseconds, nanoseconds
 from galvatron.timelines.shortened import shortened
 from galvatron.timelines.timeline import MEASURED, MEMORY, PREDICTED, TRACKS, Level, Slice, Timeline
 
@@ -24,8 +25,8 @@ _METADATA_OF_PROCESS = 2 + 2 * len(TRACKS)
 _ARGUMENTS = 16
 """Of one event."""
 
-_INSIDE_S = 1e-7
-"""How far within a slice the end of an arrow is, at the most."""
+_INSIDE = 100
+"""How many nanoseconds within a slice the end of an arrow is, at the most."""
 
 _SMALLEST, _LARGEST = 1e-24, 1e24
 """Seconds of a step are more; and they, microseconds and bytes are less: sums of so many still are numbers."""
@@ -36,14 +37,17 @@ _OTHER_FORM = 'is no timeline as galvatron writes it: a line that ends in "trace
 
 
 def timeline_text(own: Timeline, most: int = TIMELINE_EVENTS) -> str:
-    """The text of a file. On each track slices are in each other or apart, in the order of their beginnings.
+    """The text of a file. On each track slices are in each other or apart, in the order of their beginnings, also for
+    those who count in whole nanoseconds.
 
     Args:
         most: events that there are at the most: of a longer timeline a part is written.
     """
     own = shortened(own, most, _METADATA_OF_PROCESS)
-    flows = (event for number, arrow in enumerate(arrows(own)) for event in _flow(number, arrow))
-    events = (*_metadata(own), *map(_event, _ordered(own.slices)), *flows, *map(_counter, own.levels))
+    placed = _placed(own.slices)
+    slices = (_event(one, *spans) for one, spans in placed.values())
+    flows = (event for number, arrow in enumerate(arrows(own)) for event in _flow(number, arrow, placed))
+    events = (*_metadata(own), *slices, *flows, *map(_counter, own.levels))
     about = {"kind": own.kind, "pipeline_ranks": list(own.pipeline_ranks), "steps": own.steps, **own.about}
     head = json.dumps({"displayTimeUnit": "ms", "otherData": {"galvatron": about}}, allow_nan=False)
     lines = ",\n".join(json.dumps(event, allow_nan=False) for event in events)
@@ -131,17 +135,24 @@ def _metadata(own: Timeline) -> Iterator[dict[str, Any]]:
             yield _named("thread_sort_index", process, place, sort_index=place)
 
 
-def _ordered(slices: Iterable[Slice]) -> Iterator[Slice]:
+_Placed = dict[int, tuple[Slice, tuple[int, int]]]
+"""By identity, slices with the nanoseconds at which they begin and end, in the order of a file."""
+
+
+def _placed(slices: Iterable[Slice]) -> _Placed:
     """Track by track; of slices that begin together the one around the others first."""
 
     def track(one: Slice) -> tuple[int, int]:
         return one.process, TRACKS.index(one.track)
 
+    found: _Placed = {}
     for _, own in groupby(sorted(slices, key=track), track):
-        yield from sorted(own, key=lambda one: (one.begin_s, -one.seconds))
+        for one, *span in in_nanoseconds(sorted(own, key=lambda one: (one.begin_s, -one.seconds))):
+            found[id(one)] = one, (span[0], span[1])
+    return found
 
 
-def _event(one: Slice) -> dict[str, Any]:
+def _event(one: Slice, begin: int, end: int) -> dict[str, Any]:
     exposed = {} if one.exposed_s is None else {"exposed_us": one.exposed_s * 1e6}
     return {
         "ph": "X",
@@ -149,21 +160,23 @@ def _event(one: Slice) -> dict[str, Any]:
         "tid": TRACKS.index(one.track),
         "name": one.name,
         "cat": one.track,
-        "ts": one.begin_s * 1e6,
-        "dur": one.seconds * 1e6,
+        "ts": microseconds(begin),
+        "dur": microseconds(end - begin),
         "args": {**one.args, **exposed},
     }
 
 
 def _counter(one: Level) -> dict[str, Any]:
-    return {"ph": "C", "pid": one.process, "tid": 0, "name": MEMORY, "ts": one.at_s * 1e6, "args": dict(one.bytes_of)}
+    at = microseconds(max(0, nanoseconds(one.at_s)))
+    return {"ph": "C", "pid": one.process, "tid": 0, "name": MEMORY, "ts": at, "args": dict(one.bytes_of)}
 
 
-def _flow(number: int, arrow: Arrow) -> Iterator[dict[str, Any]]:
+def _flow(number: int, arrow: Arrow, placed: _Placed) -> Iterator[dict[str, Any]]:
     """The two ends of an arrow, each within its slice, so that it is found there."""
-    for phase, one, at_s in (
-        ("s", arrow.sender, arrow.sender.end_s - min(_INSIDE_S, arrow.sender.seconds / 2)),
-        ("f", arrow.receiver, arrow.receiver.begin_s + min(_INSIDE_S, arrow.receiver.seconds / 2)),
+    (began, sent), (reads, ended) = (placed[id(one)][1] for one in (arrow.sender, arrow.receiver))
+    for phase, one, at in (
+        ("s", arrow.sender, max(began, sent - _INSIDE)),
+        ("f", arrow.receiver, min(reads + _INSIDE, max(reads, ended - 1))),
     ):
         yield {
             "ph": phase,
@@ -173,7 +186,7 @@ def _flow(number: int, arrow: Arrow) -> Iterator[dict[str, Any]]:
             "tid": TRACKS.index(one.track),
             "name": arrow.what,
             "cat": "message",
-            "ts": at_s * 1e6,
+            "ts": microseconds(at),
             "args": {},
         }
 

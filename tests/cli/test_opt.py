@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,11 @@ def test_programs_and_differences_are_shown_on_stderr(captured_file: Path) -> No
     out, err = run("opt", captured_file, "--passes", PASSES_TO_LAYERS, "--diff", "--only", "blocks.1")
     assert out.startswith("galvatron ir") and "// after fuse\ngraph\n  in blocks.1\n" in err
     assert "+ %rms_norm" in err and "blocks.0" not in err.partition("// after cluster-layers")[0]
+    assert not re.search(r"(blocks\.2|embed|head)\.", err), "what only others have is no change of it"
     _, err = run("opt", captured_file, "--passes", PASSES_TO_LAYERS, "--print-before", "fuse", "--print-after", "fuse")
     assert err.count("program Net captured") == 2 and "// before fuse\n" in err
+    _, err = run("opt", captured_file, "--passes", "fuse", "--print-before", "fuse", "--only", "blocks.1")
+    assert "  input %" in err and "state %blocks.1." in err and "blocks.0" not in err and "embed" not in err
     _, err = run("opt", captured_file, "--passes", "normalize", "--print-after", "fusse", code=2)
     assert "pass 'fusse' is not among --passes; known: normalize" in err
     _, err = run("opt", captured_file, "--passes", "normalize", "--only", "blocks.1", code=2)

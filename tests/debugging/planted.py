@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,18 @@ from galvatron.ir.ops import foreign
 from galvatron.ir.ops.schemas import ADDED
 from galvatron.ir.ops.table import OPERATORS
 from galvatron.ir.program import LayerClass, Program
+from galvatron.passes import FRONT_END, PASSES
+from galvatron.passes.frontend.fuse import FUSIONS
+from galvatron.passes.frontend.normalize import RULES
 from galvatron.passes.lower.shard import Shard
+from galvatron.passes.pipeline import Pipeline
+from galvatron.rewriting import Formula
+
+TO_LAYERS = Pipeline.of(FRONT_END)
+SHARDING = Pipeline.parse(
+    f"{TO_LAYERS},annotate-costs{{cluster=a100-80g:1x4}},use-plan{{plan=pp1/m1/1f1b/dp2-tp2}},shard,redistribute,"
+    "split-stages"
+)
 
 
 class Block(nn.Module):
@@ -67,6 +79,77 @@ class Centred(nn.Module):
         for up, down in zip(self.ups, self.downs, strict=True):
             x = x + down(torch.ops.galvatron_planted.centred(up(x)))
         return x.square().sum()
+
+
+@dataclass(frozen=True)
+class WrongRule:
+    """A rule of a pass that makes something else of what it matches.
+
+    Attributes:
+        pass_, name: of the pass and the rule.
+        code: of the line of the model that it is wrong about.
+    """
+
+    pass_: str
+    name: str
+    rule: Formula
+    code: str
+    pipeline = TO_LAYERS
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        with mock.patch.dict(RULES if self.pass_ == "normalize" else FUSIONS, {self.name: self.rule}):
+            yield
+
+
+@dataclass(frozen=True)
+class WrongSharding:
+    """A pass in the place of `shard` that does something to what that gives.
+
+    Attributes:
+        cls: the pass, by name.
+        breaks: the rule of the verifier that is broken.
+        what: whether a `value` or a `gradient` departs where the verifier is not asked.
+    """
+
+    cls: str
+    breaks: str
+    what: str
+    pass_ = "shard"
+    pipeline = SHARDING
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        with mock.patch.dict(PASSES, {"shard": f"{__name__}:{self.cls}"}):
+            yield
+
+
+WRONG_RULES = {
+    "a pattern of fuse": WrongRule("fuse", "silu", Formula("x * sigmoid(x)", "gelu(x)"), "h * torch.sigmoid(h)"),
+    "an epsilon": WrongRule(
+        "fuse",
+        "rms-norm",
+        Formula("x * rsqrt(mean.dim(x ** 2, dims, True) + eps)", "rms_norm(x, [8], None, 1e-5)"),
+        "torch.rsqrt",
+    ),
+    "a slice": WrongRule(
+        "normalize",
+        "planted-slice",
+        Formula("slice.Tensor(x, dim, 4, 8)", "slice.Tensor(x, dim, 3, 7)"),
+        "turned.narrow(2, 4, 4)",
+    ),
+    "a dim of a view": WrongRule(
+        "normalize",
+        "planted-view",
+        Formula("transpose.int(x, 1, 2)", "permute(x, [0, 1, 2])"),
+        "torch.swapaxes(h, 1, 2)",
+    ),
+}
+WRONG_SHARDINGS = {
+    "a collective": WrongSharding("WithoutReduction", "collectives", "value"),
+    "a group": WrongSharding("SmallGroup", "ops-on-slices", "gradient"),
+}
+BUGS: dict[str, WrongRule | WrongSharding] = {**WRONG_RULES, **WRONG_SHARDINGS}
 
 
 @contextmanager

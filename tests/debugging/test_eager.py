@@ -154,6 +154,13 @@ def test_lengths_are_those_of_the_batch() -> None:
     assert not found.departures and "output" in {row.what for row in found.rows}, found
 
 
+def test_the_loss_is_that_which_the_program_was_compiled_for() -> None:
+    model, batch = nn.Linear(4, 2), {"input": torch.randn(2, 4)}
+    own = galvatron.compile(model, batch, loss_fn=lambda out, _: out.square().sum(), plan="m1/dp1", optimizer=adamw)
+    assert not own.compare_with(model, batch).departures
+    assert own.compare_with(model, batch, loss_fn=lambda out, _: out.sum()).departures
+
+
 def test_what_is_rounding_of_bf16_is_not_much() -> None:
     model = Coarse(layers=1, scaled=False)
     own = galvatron.compile(model, new_batch(), plan="m1/dp1", optimizer=adamw, precision="bf16")

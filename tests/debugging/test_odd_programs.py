@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,28 @@ def test_a_program_that_cannot_take_random_numbers_is_not_judged(tmp_path: Path)
     path.write_text(print_program(program))
     assert "it cannot be run on random numbers" in run("run", path, code=2)[1]
     assert "unknown: it cannot be run on random numbers" in run("run", path, "--compare")[0]
+    found = run("bisect", path)[0]
+    assert "what each other one gives" in found
+    assert "nothing is known of pass 1, normalize: it cannot be run on random numbers" in found
+    unknown = json.loads(run("bisect", path, "--json")[0])["unknown"]
+    assert [(one["pass"], one["place"]) for one in unknown] == [("normalize", 1), ("cluster-layers", 4)]
+
+
+class Words(nn.Module):
+    """Predicts what it reads: so no label can be one that the loss ignores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(12, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return nn.functional.cross_entropy(x @ self.table.weight.T, ids)
+
+
+def test_what_no_input_can_be_is_not_asked_for() -> None:
+    program = galvatron.capture(Words(), {"ids": torch.zeros(4, dtype=torch.int64)}, form="captured")
+    assert [one.kind for one in outcomes(program, Pipeline.parse("normalize,fuse"))] == ["same", "unchanged"]
 
 
 def test_questions_that_have_no_answer(tmp_path: Path) -> None:

@@ -14,19 +14,11 @@ from galvatron.debugging.passes import failure, pass_departure
 from galvatron.debugging.reducing import reduced
 from galvatron.ir.program import Program
 from galvatron.ir.text import print_program
-from galvatron.passes import FRONT_END, PASSES
 from galvatron.passes.bisecting import Culprit, first_rewrite
-from galvatron.passes.frontend.fuse import FUSIONS
-from galvatron.passes.frontend.normalize import RULES
 from galvatron.passes.pipeline import Pipeline
-from galvatron.rewriting import Formula
 from tests.cli.test_cli import run
 from tests.debugging import planted
-
-SHARDING = Pipeline.parse(
-    f"{','.join(FRONT_END)},annotate-costs{{cluster=a100-80g:1x4}},use-plan{{plan=pp1/m1/1f1b/dp2-tp2}},shard,"
-    "redistribute,split-stages"
-)
+from tests.debugging.planted import SHARDING, WRONG_RULES, WRONG_SHARDINGS, WrongRule, WrongSharding
 
 
 @pytest.fixture(scope="module")
@@ -34,34 +26,11 @@ def program() -> Program:
     return galvatron.capture(*planted.net(), form="captured")
 
 
-WRONG_RULES = {
-    "a pattern of fuse": ("fuse", "silu", Formula("x * sigmoid(x)", "gelu(x)"), "h * torch.sigmoid(h)"),
-    "an epsilon": (
-        "fuse",
-        "rms-norm",
-        Formula("x * rsqrt(mean.dim(x ** 2, dims, True) + eps)", "rms_norm(x, [8], None, 1e-5)"),
-        "torch.rsqrt",
-    ),
-    "a slice": (
-        "normalize",
-        "planted-slice",
-        Formula("slice.Tensor(x, dim, 4, 8)", "slice.Tensor(x, dim, 3, 7)"),
-        "turned.narrow(2, 4, 4)",
-    ),
-    "a dim of a view": (
-        "normalize",
-        "planted-view",
-        Formula("transpose.int(x, 1, 2)", "permute(x, [0, 1, 2])"),
-        "torch.swapaxes(h, 1, 2)",
-    ),
-}
-
-
 @pytest.fixture
-def wrong_rule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    pass_, name, rule, _ = WRONG_RULES[request.param]
-    monkeypatch.setitem(RULES if pass_ == "normalize" else FUSIONS, name, rule)
-    yield request.param
+def wrong_rule(request: pytest.FixtureRequest) -> Iterator[WrongRule]:
+    bug = WRONG_RULES[request.param]
+    with bug.planted():
+        yield bug
 
 
 def test_there_is_nothing_to_find_in_passes_that_are_right(program: Program) -> None:
@@ -69,42 +38,34 @@ def test_there_is_nothing_to_find_in_passes_that_are_right(program: Program) -> 
 
 
 @pytest.mark.parametrize("wrong_rule", WRONG_RULES, indirect=True)
-def test_a_wrong_rewrite_is_found(program: Program, wrong_rule: str) -> None:
-    name, rule, _, code = WRONG_RULES[wrong_rule]
-    pipeline = Pipeline.of(FRONT_END)
+def test_a_wrong_rewrite_is_found(program: Program, wrong_rule: WrongRule) -> None:
+    code, pipeline = wrong_rule.code, wrong_rule.pipeline
     found = failure(program, pipeline)
-    assert found is not None and (found.pass_, found.kind) == (name, "departs"), found
+    assert found is not None and (found.pass_, found.kind) == (wrong_rule.pass_, "departs"), found
     assert code in found.text and "in blocks.0" in found.text
     before = found.before
     culprit = Culprit(found.index, pipeline.passes[found.index], before, found.after)
     first = first_rewrite(culprit, lambda one: pass_departure(before, one) is None)
-    assert first is not None and first.remark.rule == rule
+    assert first is not None and first.remark.rule == wrong_rule.name
     source = first.remark.op and first.remark.op.source
     assert source is not None and code in source.code and source.scope == "blocks.0"
     smaller = reduced(program, lambda one: found.is_like(failure(one, pipeline)))
     assert len(smaller.required_graph.ops) < 10, print_program(smaller)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "rule", "what"),
-    [("WithoutReduction", "collectives", "value"), ("SmallGroup", "ops-on-slices", "gradient")],
-    ids=["a collective", "a group"],
-)
-def test_a_wrongly_sharded_class_is_found(
-    program: Program, monkeypatch: pytest.MonkeyPatch, wrong: str, rule: str, what: str
-) -> None:
+@pytest.mark.parametrize("bug", WRONG_SHARDINGS.values(), ids=WRONG_SHARDINGS)
+def test_a_wrongly_sharded_class_is_found(program: Program, bug: WrongSharding) -> None:
     """The verifier sees it; and so do the numbers, where it is not asked."""
-    monkeypatch.setitem(PASSES, "shard", f"tests.debugging.planted:{wrong}")
-    pipeline = Pipeline.parse(str(SHARDING))
-    found = failure(program, pipeline)
-    assert found is not None and (found.pass_, found.kind) == ("shard", "VerifyError"), found
-    assert f"breaks the rule {rule}" in found.text and ">>>" in found.text
-    by_numbers = pass_departure(found.before, pipeline.passes[found.index].run(found.before))
-    assert isinstance(by_numbers, Departure) and (by_numbers.what, by_numbers.within) == (what, "embedding@dp2-tp2"), (
-        by_numbers
-    )
-    assert all(op.name in ("copy", "embedding") for op in by_numbers.ops)
-    smaller = reduced(program, lambda one: found.is_like(failure(one, pipeline)))
+    with bug.planted():
+        pipeline = Pipeline.parse(str(bug.pipeline))
+        found = failure(program, pipeline)
+        assert found is not None and (found.pass_, found.kind) == ("shard", "VerifyError"), found
+        assert f"breaks the rule {bug.breaks}" in found.text and ">>>" in found.text
+        by_numbers = pass_departure(found.before, pipeline.passes[found.index].run(found.before))
+        assert isinstance(by_numbers, Departure), by_numbers
+        assert (by_numbers.what, by_numbers.within) == (bug.what, "embedding@dp2-tp2"), by_numbers
+        assert all(op.name in ("copy", "embedding") for op in by_numbers.ops)
+        smaller = reduced(program, lambda one: found.is_like(failure(one, pipeline)))
     assert len(smaller.required_graph.ops) < 10, print_program(smaller)
 
 
@@ -120,7 +81,8 @@ def test_a_wrong_rule_of_an_operator_is_found() -> None:
 
 
 @pytest.mark.parametrize("wrong_rule", ["a pattern of fuse"], indirect=True)
-def test_the_command_line_finds_it(program: Program, wrong_rule: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("wrong_rule")
+def test_the_command_line_finds_it(program: Program, tmp_path: Path) -> None:
     path, small = tmp_path / "p.gir", tmp_path / "small.gir"
     path.write_text(print_program(program))
     out, _ = run("run", path, "--compare", code=1)

@@ -15,6 +15,7 @@ from galvatron.errors import ParseError
 from galvatron.timelines.compare import differences
 from galvatron.timelines.text import read_timeline, timeline_text
 from galvatron.timelines.timeline import COMPUTE, PREDICTED, STEPS, Slice, Timeline
+from tests.timelines.traces import checked
 
 OWN = Timeline(
     PREDICTED, (0,), 1,
@@ -81,3 +82,17 @@ def test_the_largest_numbers_are_compared_in_json(tmp_path: Path) -> None:
     assert found.exit_code == 0
     rows = json.loads(found.stdout, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert rows[0]["first_s"] > 1e60
+
+
+def test_slices_that_touch_are_not_over_each_other_in_whole_nanoseconds() -> None:
+    """Also where beginnings and lengths are no whole number of nanoseconds, and where sums of them are rounded."""
+    slices: list[Slice] = []
+    for step, share in enumerate((0.1, 1 / 3, 0.4999999999, 0.5, 0.5000000001, 0.7)):
+        begin_s = seconds = (7 + share) * 1e-9
+        for micro_batch in range(40):
+            of = {"stage": 0, "micro_batch": micro_batch, "step": step}
+            slices.append(Slice(step, COMPUTE, f"forward, stage 0 #{micro_batch}", begin_s, 3 * seconds, args=of))
+            for part in range(3):
+                slices.append(Slice(step, COMPUTE, "forward a", begin_s, seconds, args={**of, "layer": "a"}))
+                begin_s += seconds * (1 + 1e-16 * part)
+    assert len(checked(timeline_text(Timeline(PREDICTED, range(6), 6, slices)))) == len(slices)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import product
 from typing import Any
 
 from galvatron.timelines.timeline import TRACKS, without_micro_batch
 
-ROUNDING_US = 1e-6
-
 
 def checked(text: str) -> list[dict[str, Any]]:
     """The complete events of a file, each as the trace-event format wants it, and on its track inside of another or
-    apart from all others, in the order of their beginnings."""
+    apart from all others, in the order of their beginnings, whether who reads it rounds to nanoseconds or cuts off."""
     data = json.loads(text)
     assert set(data) == {"traceEvents", "displayTimeUnit", "otherData"}
     events, names = [], defaultdict(set)
@@ -24,7 +23,7 @@ def checked(text: str) -> list[dict[str, Any]]:
             assert set(event["args"]) in ({"name"}, {"sort_index"})
             names[event["name"]].add((event["pid"], event["tid"]))
         else:
-            assert event["ts"] >= -ROUNDING_US
+            assert event["ts"] >= 0
         if event["ph"] == "C":
             assert event["args"] and all(isinstance(size, (int, float)) for size in event["args"].values())
         if event["ph"] == "X":
@@ -34,15 +33,25 @@ def checked(text: str) -> list[dict[str, Any]]:
     tracks: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         tracks[event["pid"], event["tid"]].append(event)
-    for own in tracks.values():
-        assert [event["ts"] for event in own] == sorted(event["ts"] for event in own)
-        around: list[float] = []
+    inner = defaultdict(list)
+    for count, (place, own) in product((int, round), tracks.items()):
+        around: list[int] = []
+        begins = 0
         for event in own:
-            while around and event["ts"] >= around[-1] - ROUNDING_US:
+            begin, seconds = count(event["ts"] * 1000), count(event["dur"] * 1000)
+            assert begin >= begins, event
+            begins, end = begin, begin + seconds
+            while around and begin >= around[-1]:
                 around.pop()
-            end = event["ts"] + event["dur"]
-            assert not around or end <= around[-1] + ROUNDING_US, event
+            assert not around or end <= around[-1], event
             around.append(end)
+            inner[place].append((begin, end))
+    for event in data["traceEvents"]:
+        if event["ph"] in "sf":
+            assert any(
+                begin <= event["ts"] * 1000 < end or begin == end == round(event["ts"] * 1000)
+                for begin, end in inner[event["pid"], event["tid"]]
+            ), event
     return events
 
 

@@ -145,7 +145,7 @@ OPERATORS: dict[str, Operator] = {
         "b*, t*! -> b*", written={"Tensor_Tensor": "torch.isin(elements, test_elements, assume_unique=, invert=)"}
     ),
     "gather": Operator(along("dim"), written="self.gather(dim, index)", indices="index", gathers=True, moves="gather"),
-    "take_along_dim": Operator(paired("dim"), indices="indices", moves="gather"),
+    "take_along_dim": Operator(paired("dim"), indices="indices", negative=True, moves="gather"),
     "scatter": _write(
         along("dim"),
         written={"src": "self.scatter(dim, index, src)", "value": "self.scatter(dim, index, value)"},
@@ -154,8 +154,8 @@ OPERATORS: dict[str, Operator] = {
     "scatter_reduce": Operator(along("dim"), indices="index", moves="scatter"),
     "index_add": _write(_index_added, written="self.index_add(dim, index, source, alpha=)"),
     "index_copy": _write(_indexed),
-    "index_fill": _write(_indexed),
-    "index_put": _write(_written, indices="indices", masks=True),
+    "index_fill": _write(_indexed, negative=True),
+    "index_put": _write(_written, indices="indices", masks=True, negative=True),
     "embedding": Operator(
         _embedding,
         written="F.embedding(indices, weight) or torch.embedding(weight, indices, padding_idx)",
@@ -172,7 +172,13 @@ OPERATORS: dict[str, Operator] = {
     ),
     "embedding_dense_backward": Operator(moves="scatter"),
     "index": Operator(
-        _index, written={"Tensor": "self[indices]"}, indices="indices", masks=True, gathers=True, moves="gather"
+        _index,
+        written={"Tensor": "self[indices]"},
+        indices="indices",
+        masks=True,
+        negative=True,
+        gathers=True,
+        moves="gather",
     ),
     "index_select": Operator(
         _index_select, written="self.index_select(dim, index)", indices="index", rows=True, gathers=True, moves="gather"
@@ -181,5 +187,6 @@ OPERATORS: dict[str, Operator] = {
         "_embedding_bag embedding_bag",
         Operator(indices="indices", special=("padding_idx",), looks_up=True, moves="gather"),
     ),
-    **alike("index_reduce put take", Operator(indices="index")),
+    "index_reduce": Operator(indices="index"),
+    **alike("put take", Operator(indices="index", negative=True)),
 }

@@ -42,7 +42,8 @@ OPERATORS: dict[str, Operator] = {
     "cross_entropy_loss": Operator(
         _cross_entropy,
         written="F.cross_entropy(self, target, weight=, reduction=, ignore_index=, label_smoothing=)",
-        shapes=shapes.one_number,
+        shapes=shapes.loss_of_classes,
+        dtype="same",
         short="loss",
         on_slices=OnSlices(REPLICATE, forward=(("all_reduce", 1), ("all_reduce", 3))),
         indices="target",
@@ -74,7 +75,7 @@ OPERATORS: dict[str, Operator] = {
         of_rank(2, "self", _loss("n v!, n, 1, 1, v!? -> ", "n v!, n, 1, 1, v!? -> n")), indices="target"
     ),
     "multilabel_margin_loss": Operator(
-        of_rank(2, "self", _loss("n v!, n v! -> ", "n v!, n v! -> n")), indices="target"
+        of_rank(2, "self", _loss("n v!, n v! -> ", "n v!, n v! -> n")), indices="target", negative=True
     ),
     "ctc_loss.Tensor": Operator(of_rank(2, "targets", _loss("t! n c!, n s!, n, n -> ", "t! n c!, n s!, n, n -> n"))),
 }

@@ -79,9 +79,14 @@ OPERATORS: dict[str, Operator] = {
     "layer_norm": _norm(
         lambda call: _normalisation(call, "weight", "bias"),
         written="F.layer_norm(input, normalized_shape, weight, bias, eps)",
+        shapes=shapes.normalised("weight", "bias"),
+        dtype="shared",
     ),
     "rms_norm": _norm(
-        lambda call: _normalisation(call, "weight"), written="F.rms_norm(input, normalized_shape, weight, eps)"
+        lambda call: _normalisation(call, "weight"),
+        written="F.rms_norm(input, normalized_shape, weight, eps)",
+        shapes=shapes.normalised("weight"),
+        dtype="shared",
     ),
     **alike(
         "native_layer_norm _fused_rms_norm native_group_norm native_batch_norm _native_batch_norm_legit "

@@ -82,8 +82,9 @@ class Operator:
     """How a person writes it (see `codegen.forms`): the overload `default`, or each of some by overload."""
     shapes: ShapesFunction | None = None
     """The shapes of its results, where they are cheap to say."""
-    dtype: Literal["", "bool", "same"] = ""
-    """The element type of its results: `bool`, that of its first operand, or whatever torch says."""
+    dtype: Literal["", "bool", "same", "shared"] = ""
+    """The element type of its results: `bool`, that of its first operand, the real one that all its operands share (of
+    others what torch says), or always what torch says."""
 
     contracts: bool = False
     """It does most of the work of a model: a product, a convolution, attention, a recurrent network."""
@@ -99,6 +100,8 @@ class Operator:
     """The parameter whose elements count something, places in another operand or classes: they are whole numbers."""
     masks: bool = False
     """Its indices may be masks."""
+    negative: bool = False
+    """Its indices may be negative, and say something then: a place counted from the end, or the end of a list."""
     probabilities: bool = False
     """In place of indices it may read floating numbers: probabilities, of as many classes as there are."""
     special: tuple[str, ...] = ()

@@ -20,7 +20,8 @@ def _infix(sign: str) -> dict[str, str]:
 
 
 _pointwise = partial(Operator, shapes=shapes.pointwise)
-_arithmetic = partial(_pointwise, numbers=True)
+_of_real = partial(_pointwise, dtype="shared")
+_arithmetic = partial(_of_real, numbers=True)
 _comparison = partial(Operator, shapes=shapes.pointwise, dtype="bool")
 _with_number = partial(_comparison, thresholds=("other",))
 _EQUAL, _BELOW, _UP_TO = (0,), (-1, 0), (0, 1)
@@ -32,7 +33,7 @@ OPERATORS: dict[str, Operator] = {
     "div.Tensor": _arithmetic("~b*, b* -> b*", written={"Tensor": "self / other"}, padded=range(1)),
     "add": _arithmetic("+b*, +b* -> b*", written=_infix("+"), commutes=True, padded=EVERY),
     "sub": _arithmetic("+b*, +b* -> b*", written=_infix("-"), padded=EVERY),
-    "rsub": _pointwise("+b*, +b* -> b*", written={"Scalar": "other - self"}),
+    "rsub": _of_real("+b*, +b* -> b*", written={"Scalar": "other - self"}),
     "lerp.Scalar": _pointwise("+b*, +b* -> b*", written={"Scalar": "self.lerp(end, weight)"}),
     "neg": _pointwise("+b* -> b*", written="-self", dtype="same", padded=EVERY),
     "clone": _pointwise(
@@ -58,37 +59,39 @@ OPERATORS: dict[str, Operator] = {
     "square": Operator(written="self.square()"),
     "type_as": Operator(written="self.type_as(other)"),
     "div": _arithmetic(
-        written={"Scalar": "self / other", "Tensor_mode": "torch.div(self, other, rounding_mode=)"}, padded=range(1)
+        written={"Scalar": "self / other", "Tensor_mode": "torch.div(self, other, rounding_mode=)"},
+        dtype="",
+        padded=range(1),
     ),
     **alike("multiply divide true_divide subtract", Operator(numbers=True, pointwise=True)),
-    "pow": _pointwise(
+    "pow": _of_real(
         written={
             "Tensor_Scalar": "self**exponent",
             "Tensor_Tensor": "self**exponent",
             "Scalar": "torch.pow(self, exponent)",
         }
     ),
-    "abs": _pointwise(written="self.abs()"),
+    "abs": _of_real(written="self.abs()"),
     "sign": _pointwise(written="self.sign()"),
-    "exp": _pointwise(written="self.exp()"),
-    "log": _pointwise(written="self.log()"),
-    "sqrt": _pointwise(written="self.sqrt()"),
-    "rsqrt": _pointwise(written="self.rsqrt()"),
-    "reciprocal": _pointwise(written="self.reciprocal()"),
-    "sin": _pointwise(written="self.sin()"),
-    "cos": _pointwise(written="self.cos()"),
+    "exp": _of_real(written="self.exp()"),
+    "log": _of_real(written="self.log()"),
+    "sqrt": _of_real(written="self.sqrt()"),
+    "rsqrt": _of_real(written="self.rsqrt()"),
+    "reciprocal": _of_real(written="self.reciprocal()"),
+    "sin": _of_real(written="self.sin()"),
+    "cos": _of_real(written="self.cos()"),
     **alike("tan elu round trunc fmod __xor__ alias", _pointwise()),
     "hardtanh": _pointwise(thresholds=("min_val", "max_val")),
     "threshold": Operator(thresholds=("threshold",)),
-    "tanh": _pointwise(written="self.tanh()", padded=EVERY),
+    "tanh": _of_real(written="self.tanh()", padded=EVERY),
     "sigmoid": _pointwise(written="self.sigmoid()"),
-    "erf": _pointwise(written="self.erf()"),
-    "relu": _pointwise(written="F.relu(self)"),
-    "gelu": _pointwise(written="F.gelu(self, approximate=)"),
+    "erf": _of_real(written="self.erf()"),
+    "relu": _of_real(written="F.relu(self)"),
+    "gelu": _of_real(written="F.gelu(self, approximate=)", shapes=shapes.bent),
     "silu": _pointwise(written="F.silu(self)"),
     "mish": _pointwise(written="F.mish(self)"),
-    "softplus": _pointwise(written="F.softplus(self, beta, threshold)"),
-    "leaky_relu": _pointwise(written="F.leaky_relu(self, negative_slope)"),
+    "softplus": _of_real(written="F.softplus(self, beta, threshold)"),
+    "leaky_relu": _of_real(written="F.leaky_relu(self, negative_slope)"),
     "where": _pointwise(written={"self": _WHERE}, elements="mixed"),
     "masked_fill": _pointwise(
         written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"},
@@ -98,11 +101,11 @@ OPERATORS: dict[str, Operator] = {
     "clamp": _pointwise(written="self.clamp(min=, max=)", thresholds=("min", "max"), elements="mixed"),
     "clamp_min": _pointwise(written="self.clamp_min(min)", thresholds=("min",), elements="mixed"),
     "clamp_max": _pointwise(written="self.clamp_max(max)", thresholds=("max",), elements="mixed"),
-    "maximum": _pointwise(written="torch.maximum(self, other)"),
-    "minimum": _pointwise(written="torch.minimum(self, other)"),
+    "maximum": _of_real(written="torch.maximum(self, other)"),
+    "minimum": _of_real(written="torch.minimum(self, other)"),
     "floor": _pointwise(written="self.floor()"),
     "ceil": _pointwise(written="self.ceil()"),
-    "floor_divide": _arithmetic(written="self // other", pointwise=True),
+    "floor_divide": _arithmetic(written="self // other", dtype="", pointwise=True),
     "remainder": _pointwise(written=_infix("%")),
     "bitwise_and": _pointwise(written={"Tensor": "self & other"}, commutes=True),
     "bitwise_or": _pointwise(written={"Tensor": "self | other"}, commutes=True),

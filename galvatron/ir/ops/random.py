@@ -15,7 +15,8 @@ OPERATORS: dict[str, Operator] = {
     "dropout": Operator(
         "+b* -> b*",
         written="F.dropout(input, p, train)",
-        shapes=shapes.like_first,
+        shapes=shapes.dropped,
+        dtype="shared",
         draws=Draws("train", linear=True, drops=True),
     ),
     "native_dropout": Operator("b* -> b*, b*", draws=Draws("train", drops=True)),

@@ -6,7 +6,7 @@ any other `ValueError`, `LookupError` or `TypeError` where an op is not called t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import sympy
 
@@ -90,6 +90,21 @@ def pointwise(call: Call) -> Shapes:
 
 def like_first(call: Call) -> Shapes:
     return (call.tensor(0),)
+
+
+def bent(call: Call) -> Shapes:
+    """Like the first operand, of each element of which a curve is computed, exactly or as an argument says."""
+    if (how := call["approximate"]) not in ("none", "tanh"):
+        raise ShapeError(f"an approximation by {how!r}")
+    return like_first(call)
+
+
+def dropped(call: Call) -> Shapes:
+    """Like the first operand, of which each element is dropped with a probability."""
+    share = call["p"]
+    if isinstance(share, int | float) and not 0 <= share <= 1:
+        raise ShapeError(f"a probability of {share}")
+    return like_first(call)
 
 
 def filled(call: Call) -> Shapes:
@@ -264,17 +279,44 @@ def embedding(call: Call) -> Shapes:
     return ((*call.tensor(1), *call.tensor(0)[1:]),)
 
 
+def normalised(*affine: str) -> Callable[[Call], Shapes]:
+    """Like the first operand, of whose trailing dimensions an argument says the sizes, and which others have alone."""
+
+    def shapes(call: Call) -> Shapes:
+        whole, inner = call.tensor(0), _sizes(call["normalized_shape"])
+        for name, shape in (("normalized_shape", inner), *((n, call.shape(n)) for n in affine if call.has(n))):
+            if not inner or not same_shape(shape, whole[len(whole) - len(inner) :]):
+                raise ShapeError(f"{name} {_text(shape)} is not what the last dimensions of {_text(whole)} are")
+        return (whole,)
+
+    return shapes
+
+
 def reduced(call: Call) -> Shapes:
     shape = call.tensor(0)
     dims = call.arguments.get("dim")
     along = _axes(dims, len(shape)) if dims not in (None, ()) else list(range(len(shape)))
+    if len(set(along)) < len(along):
+        raise ShapeError(f"a dimension of {_text(shape)} is named twice")
     if call.arguments.get("keepdim"):
         return (tuple(1 if i in along else d for i, d in enumerate(shape)),)
     return (tuple(d for i, d in enumerate(shape) if i not in along),)
 
 
-def one_number(call: Call) -> Shapes:
-    """A loss that is reduced."""
-    if call["reduction"] == 0:
+def loss_of_classes(call: Call) -> Shapes:
+    """A loss that is reduced, of scores of classes beside the right one of them, or a probability of each."""
+    if call["reduction"] not in (1, 2):
         raise ValueError
+    scores, target = call.tensor(0), call.tensor(1)
+    if not scores:
+        raise ValueError
+    at = min(1, len(scores) - 1)
+    probabilities = call.types[call.op.operands[1]].is_floating
+    if not same_shape(target, scores if probabilities else _without(scores, at)):
+        raise ShapeError(f"targets {_text(target)} for scores {_text(scores)}")
+    if call.has("weight") and not same_shape(call.shape("weight"), (scores[at],)):
+        raise ShapeError(f"weights {_text(call.shape('weight'))} for {scores[at]} classes")
+    smoothing = call["label_smoothing"]
+    if isinstance(smoothing, int | float) and not 0 <= smoothing <= 1:
+        raise ShapeError(f"a smoothing of {smoothing}")
     return ((),)

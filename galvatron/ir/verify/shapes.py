@@ -13,6 +13,8 @@ from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import without_site
 from galvatron.ir.types import TensorType
 
+_REAL = ("f64", "f32", "f16", "bf16")
+
 
 def expected_shapes(op: Op, types: Mapping[str, TensorType]) -> tuple[Shape, ...] | None:
     """The result shapes that an op must have, one per result; None where the table does not say.
@@ -42,4 +44,7 @@ def expected_dtype(op: Op, types: Mapping[str, TensorType]) -> str | None:
     rule = operator_of(op).dtype
     if rule == "same" and op.args and isinstance(op.args[0], Ref):
         return types[op.args[0].name].dtype
+    if rule == "shared":
+        first, *others = {types[name].dtype for name in op.operands}
+        return None if others or first not in _REAL else first
     return "bool" if rule == "bool" else None
