@@ -56,6 +56,18 @@ def written_in_its_own_type(x: Tensor) -> Tensor:
     return x.clone().add_(x.double()) + x
 
 
+def with_constants(x: Tensor) -> Tensor:
+    return x.masked_fill(x > 0, torch.tensor(2.0)).clone().masked_fill_(x < 0, torch.tensor(0.0))
+
+
+def raised_in_place(x: Tensor) -> Tensor:
+    return x.clone().pow_(2)  # `pow_.Scalar` raises a tensor, `pow.Scalar` a number
+
+
+def dropped_in_place(x: Tensor) -> Tensor:
+    return nn.functional.dropout(x.clone(), 0.5, inplace=True)
+
+
 def written_and_seen(x: Tensor) -> Tensor:
     seen = x.clone()
     seen[:, 0].mul_(2)
@@ -73,8 +85,17 @@ def with_a_form_of_its_own(x: Tensor) -> Tensor:
     return nn.functional.hardshrink(x)
 
 
-IN_PLACE = [seen_otherwise, converted, dropped, split, of_each_other, written_unseen, written_in_its_own_type]
-BY_TORCH = [written_and_seen, written_into_what_was_seen, with_a_form_of_its_own]
+IN_PLACE = [
+    seen_otherwise,
+    converted,
+    dropped,
+    split,
+    of_each_other,
+    written_unseen,
+    written_in_its_own_type,
+    with_constants,
+]
+BY_TORCH = [raised_in_place, dropped_in_place, written_and_seen, written_into_what_was_seen, with_a_form_of_its_own]
 
 
 def by_torch(exported: ExportedProgram) -> ExportedProgram:

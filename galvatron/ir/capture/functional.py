@@ -8,7 +8,8 @@ nothing, or what nobody sees; then only these few operators are replaced (`funct
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +21,16 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-_dropout = torch.ops.aten.dropout.default
+from galvatron.ir.capture.tracing import storage_of
+
+_aten = torch.ops.aten
+_dropout = _aten.dropout.default
+
+_INSTEAD: dict[Any, Callable[..., Any]] = {
+    _aten.lift_fresh_copy.default: _aten.clone.default,
+    _aten.detach_.default: lambda value: value,  # of `torch.tensor`: elsewhere it is refused (`gradients.py`)
+}
+"""What stands for the operators by which a trace says that a constant is made."""
 
 
 def functional(exported: ExportedProgram) -> ExportedProgram:
@@ -39,18 +49,24 @@ def _written_unseen(graph: fx.Graph) -> set[fx.Node]:
     but what they give: they might as well make a tensor of their own."""
     order = {node: place for place, node in enumerate(graph.nodes)}
     calls = [node for node in graph.nodes if _out_of_place(node.target) is not None]
-    sharing: dict[Any, list[fx.Node]] = {}
+    sharing: dict[int | None, list[fx.Node]] = {}
     for node in graph.nodes if calls else ():
-        for tensor in tree_leaves(node.meta.get("val")):
-            if isinstance(tensor, torch.Tensor):
-                sharing.setdefault(tensor.untyped_storage()._cdata, []).append(node)
+        for storage in {_storage_id(value) for value in tree_leaves(node.meta.get("val"))}:
+            sharing.setdefault(storage, []).append(node)
 
     def is_unseen(call: fx.Node) -> bool:
-        made, *others = sharing[call.meta["val"].untyped_storage()._cdata]
-        before = [node for node in (made, *others) if order[node] < order[call]]
-        return _makes_its_own(made) and all(order[user] <= order[call] for node in before for user in node.users)
+        if (storage := _storage_id(call.meta.get("val"))) is None:
+            return False
+        before = [node for node in sharing[storage] if order[node] < order[call]]
+        is_its_own = call.args[0] in before and _makes_its_own(before[0])
+        return is_its_own and all(order[user] <= order[call] for node in before for user in node.users)
 
     return {call for call in calls if is_unseen(call)}
+
+
+def _storage_id(value: Any) -> int | None:
+    storage = storage_of(value) if isinstance(value, torch.Tensor) else None
+    return None if storage is None else storage._cdata
 
 
 def _makes_its_own(node: fx.Node) -> bool:
@@ -61,16 +77,26 @@ def _makes_its_own(node: fx.Node) -> bool:
     return not any(argument.alias_info for argument in target._schema.arguments)
 
 
-def _out_of_place(target: Any) -> torch._ops.OpOverload | None:
+@cache
+def _out_of_place(target: Any) -> Callable[..., Any] | None:
     """What makes the tensor that an operator writes into its first operand; None for what does something else."""
+    if target is _aten.detach_.default:
+        return _INSTEAD[target]
     if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
         return None
     namespace, _, name = target._schema.name.partition("::")
     packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
-    written = [argument for argument in target._schema.arguments if argument.alias_info]
-    if not name.endswith("_") or written != target._schema.arguments[:1] or packet is None:
+    made = getattr(packet, target._overloadname, None)
+    writes = [argument.alias_info is not None for argument in target._schema.arguments]
+    if not name.endswith("_") or made is None or writes != [True, *(False for _ in writes[1:])]:
         return None
-    return getattr(packet, target._overloadname, None)
+    is_plain = not made._schema.is_mutable and torch.Tag.maybe_aliasing_or_mutating not in made.tags
+    return made if is_plain and _signature(made) == _signature(target) else None
+
+
+def _signature(target: torch._ops.OpOverload) -> tuple[list[tuple[str, str]], list[str]]:
+    schema = target._schema
+    return [(argument.name, str(argument.type)) for argument in schema.arguments], [str(r.type) for r in schema.returns]
 
 
 def _is_left_to_torch(node: fx.Node) -> bool:
@@ -93,7 +119,7 @@ def _is_composite(target: torch._ops.OpOverload) -> bool:
 def _is_made_of_others(target: Any) -> bool:
     """Whether an operator is a function over others that may hand an operand through."""
     if not isinstance(target, torch._ops.OpOverload) or not _is_composite(target):
-        return False
+        return target in _INSTEAD
     return target is _dropout or any(argument.alias_info for argument in target._schema.arguments)
 
 
@@ -168,7 +194,7 @@ def _called(call: fx.Node, known: Mapping[fx.Node, Any]) -> Any:
     assert callable(call.target)
     if made := _out_of_place(call.target):
         return made(*args, **kwargs).to(call.meta["val"].dtype)
-    return call.target(*args, **kwargs)
+    return _INSTEAD.get(call.target, call.target)(*args, **kwargs)
 
 
 def _value(node: fx.Node) -> Any:
