@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from galvatron.ir.layout import Axis
@@ -23,7 +23,7 @@ class Linear:
         return Linear(self.constant + other.constant, self.slope + other.slope)
 
     @staticmethod
-    def through(batches: tuple[int, int], values: tuple[float, float]) -> Linear:
+    def through(batches: Sequence[int], values: Sequence[float]) -> Linear:
         """The line through the values at two batch sizes."""
         slope = (values[1] - values[0]) / (batches[1] - batches[0])
         return Linear(values[0] - slope * batches[0], slope)
