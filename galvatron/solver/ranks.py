@@ -105,12 +105,12 @@ class Priced:
         used = _used(ranks, charge, *_path(pipeline, weights, completions)) if np.isfinite(length_s) else np.nan
         return cls(ranks, charge, prices, weights, completions, float(length_s - paid_s), used - ranks.budget)
 
-    def columns(self, known_s: float) -> np.ndarray:
-        """Whether some layer may have a strategy in a choice that takes no more than what is known."""
+    def by_layer(self, known_s: float) -> np.ndarray:
+        """(L, S) whether a layer may have a strategy in a choice that takes no more than what is known."""
         reached = self.weights.reached(self.ranks.pipeline)[0]
         paid_s = self.ranks.pipeline.paid_s(self.prices[self.ranks.holders]).sum()
         limit_s = known_s + paid_s + 1e-11 * (abs(known_s) + paid_s)
-        return (reached + self.completions <= limit_s).any(axis=(0, 1))
+        return (reached + self.completions <= limit_s).any(axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,11 @@ class RankBounds:
 
     def columns(self, known_s: float) -> np.ndarray:
         """The strategies that some layer may have in a choice that is no slower than one that is known."""
-        return np.flatnonzero(np.all([each.columns(known_s) for each in self.priced], axis=0))
+        return np.flatnonzero(self.by_layer(known_s).any(axis=0))
+
+    def by_layer(self, known_s: float) -> np.ndarray:
+        """(L, S) whether a layer may have a strategy in such a choice."""
+        return np.all([each.by_layer(known_s) for each in self.priced], axis=0)
 
 
 def rank_bounds(ranks: Ranks, known_s: float) -> RankBounds:

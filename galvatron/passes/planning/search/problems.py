@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.costs.model import CostModel
 from galvatron.costs.objective import evaluate_plan, memory_of_ranks
-from galvatron.passes.planning.search.columns import Choice, Columns
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.solver import (
     Bounds,
@@ -41,9 +39,8 @@ class Problem(ABC):
     free: Pipeline
 
     @staticmethod
-    def of(model: CostModel, choice: Choice, budget_bytes: float, columns: Columns | None = None) -> Problem:
-        """By whether the time of its schedule adds up from its stages; for `columns` see `TableBuilder`."""
-        builder = TableBuilder(model, *choice, columns)
+    def of(builder: TableBuilder, budget_bytes: float) -> Problem:
+        """By whether the time of its schedule adds up from its stages."""
         kind = Separable if builder.setting.order.phases else Joint
         return kind(builder, budget_bytes, builder.free(budget_bytes))
 
@@ -58,9 +55,19 @@ class Problem(ABC):
 
     @abstractmethod
     def solved(
-        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
     ) -> tuple[Found | None, float]:
-        """A plan of some strategies that is faster than what is known, and what no other of these takes less than."""
+        """A plan that is faster than what is known, and what no other of these takes less than.
+
+        Args:
+            left: (L, S) whether a layer may have a column.
+        """
+
+    def everywhere(self, columns: np.ndarray) -> np.ndarray:
+        """(L, S) some columns, for all layers."""
+        left = np.zeros((self.free.chain.layers, self.free.chain.strategies), dtype=bool)
+        left[:, columns] = True
+        return left
 
 
 class Separable(Problem):
@@ -75,9 +82,9 @@ class Separable(Problem):
         return bounds if bounds.relaxations else None
 
     def solved(
-        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
     ) -> tuple[Found | None, float]:
-        tables = self.builder.tables(self.budget_bytes, columns)
+        tables = self.builder.tables(self.budget_bytes, left)
         try:
             found, bound_s = improved(tables.pipeline, known_s=known_s, gap=gap, width=width)
         except InfeasibleError:
@@ -99,9 +106,10 @@ class Joint(Problem):
         return bounds if bounds.least_s < known_s else None
 
     def solved(
-        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
     ) -> tuple[Found | None, float]:
-        tables = self.builder.tables(self.budget_bytes, columns)
+        # What takes one path's share of a move knows none that is endless.
+        tables = self.builder.tables(self.budget_bytes, self.everywhere(np.flatnonzero(left.any(axis=0))))
         model, setting = self.builder.model, self.builder.setting
 
         def price(choice: np.ndarray, borders: np.ndarray) -> tuple[float, np.ndarray]:
