@@ -25,6 +25,7 @@ from galvatron.passes.base import Bytes, Pass
 from galvatron.passes.planning.constraints import Constraints
 from galvatron.passes.planning.search.columns import Choice
 from galvatron.passes.planning.search.fastest import fastest
+from galvatron.passes.planning.search.garbage import uncollected
 from galvatron.passes.planning.search.least import least_budget
 from galvatron.passes.planning.search.misses import check_fixed, nearest_miss
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
@@ -188,7 +189,7 @@ class Search(Pass):
         """The budget within which the watch then has the best plan, and whether the search came to its end."""
         builders, budget_bytes = problem.builders, problem.budget_bytes
         try:
-            with limited(self.time_limit_s):
+            with uncollected(), limited(self.time_limit_s):
                 if self.objective == "memory":
                     budget_bytes = least_budget(builders, budget_bytes, watch)
                 fastest(builders, budget_bytes, gap=self.gap, width=self.width, watch=watch)
