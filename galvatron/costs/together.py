@@ -146,8 +146,8 @@ class CallAt:
     def backward(self, gradients: tuple[Forms | None, ...]) -> BackwardAt:
         """What its backward does; see `Call.backward`."""
         if gradients not in self._backwards:
-            places = range(len(self._each))
-            forms = [tuple(gradient and gradient[place] for gradient in gradients) for place in places]
+            missing: tuple[None, ...] = (None,) * len(self._each)
+            forms = zip(*(gradient or missing for gradient in gradients), strict=True)
             backs = [one.backward(own) for one, own in zip(self._each, forms, strict=True)]
             self._backwards[gradients] = BackwardAt.of(self._settings, backs)
         return self._backwards[gradients]

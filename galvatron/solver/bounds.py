@@ -86,7 +86,8 @@ class Bounds:
 
     def by_layer(self, known_s: float) -> np.ndarray:
         """(L, S) whether a layer may have a strategy in such a choice."""
-        return self.allowed(self.limits_s(known_s))[0].any(axis=0)
+        allowed, _ = self.allowed(self.limits_s(known_s))
+        return np.logical_or.reduce(allowed)
 
     @property
     def started(self) -> np.ndarray:

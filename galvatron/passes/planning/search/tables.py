@@ -94,17 +94,15 @@ class TableBuilder:
             left: (L, S) whether a layer may have a column; None for all.
         """
         count, layers, memories = len(self.place), len(self.candidates), self.borders.memories
-        own = np.ones((layers, count), dtype=bool) if left is None else left.reshape(layers, -1, count).any(axis=1)
+        every_one = np.ones((layers, 1, count), dtype=bool)
+        own = np.logical_or.reduce(every_one if left is None else left.reshape(layers, -1, count), axis=1)
         wanted = np.flatnonzero(own.any(axis=0))
         heads, place = np.unique(self.place[wanted], return_inverse=True)
         every = {"end": np.concatenate([heads + memory * len(self.heads) for memory in memories])}
         columns = np.concatenate([wanted + memory * count for memory in memories])
         rows = {name: row[..., every.get(name, columns)] for name, row in self._rows.items()}
-        moves, firsts = _numbered([self._move_key(max(1, i)) for i in range(layers)])
         there = np.stack([own[:, self.place == head].any(axis=1) for head in heads], axis=1)
-        behind = [1 + np.flatnonzero(moves[1:] == number) for number in range(len(firsts))]
-        ends = [(there[its - 1].any(axis=0), there[its].any(axis=0)) for its in behind]
-        steps = _stacked([self._moves(max(1, i), heads, *both) for i, both in zip(firsts, ends, strict=True)])
+        moves, steps = self._numbered_moves(heads, there)
         places = np.concatenate([place + memory * len(heads) for memory in memories])
         pipeline = self._pipeline(budget_bytes, places, rows, moves, steps)
         return Tables(pipeline, tuple(self.strategies[column] for column in wanted) * len(memories))
@@ -241,6 +239,17 @@ class TableBuilder:
         # The first layer is in the first stage and the last one in the last; others may be anywhere.
         ends, holders = (0, len(self.candidates) - 1), self.setting.holders
         return cost.beside(lambda earlier: (earlier, index) != ends or holders[0] == holders[-1])
+
+    def _numbered_moves(self, places: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """For each layer the number of the move to it, and of each of these; see `_moves`.
+
+        Args:
+            there: (L, G) whether a layer may be in a place.
+        """
+        moves, firsts = _numbered([self._move_key(max(1, i)) for i in range(len(there))])
+        behind = [1 + np.flatnonzero(moves[1:] == number) for number in range(len(firsts))]
+        ends = [(np.logical_or.reduce(there[its - 1]), np.logical_or.reduce(there[its])) for its in behind]
+        return moves, _stacked([self._moves(max(1, i), places, *both) for i, both in zip(firsts, ends, strict=True)])
 
     def _moves(self, index: int, places: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
         """Of the move to a layer between places; see `Chain` and `Pipeline`.
