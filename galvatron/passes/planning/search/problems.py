@@ -11,6 +11,7 @@ import numpy as np
 from galvatron.costs.objective import evaluate_plan, memory_of_ranks
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.solver import (
+    FEW_ROUNDS,
     Bounds,
     InfeasibleError,
     Pipeline,
@@ -102,6 +103,9 @@ class Joint(Problem):
         return self.builder.ranks(self.free).least_s
 
     def glance(self, known_s: float) -> RankBounds | None:
+        # A schedule that is far too slow needs nobody to look for all that its ranks wait for.
+        if rank_bounds(self.builder.ranks(self.free), known_s, FEW_ROUNDS).least_s >= known_s:
+            return None
         bounds = rank_bounds(self.builder.ranks(self.free, closely=True), known_s)
         return bounds if bounds.least_s < known_s else None
 
