@@ -57,6 +57,13 @@ class Ranks:
         """(R,) bytes of each device."""
         return np.bincount(self.holders, self.pipeline.budget, self.devices)
 
+    @property
+    def fits(self) -> bool:
+        """Whether all devices together have the bytes that every layer takes at least."""
+        chain = self.pipeline.chain
+        least = np.where(np.isfinite(chain.total_s), self.pipeline.full.min(axis=0), np.inf).min(axis=1)
+        return bool(least[chain.kinds].sum() <= self.budget.sum() * (1 + 1e-12))
+
     @cached_property
     def least_s(self) -> float:
         """What no choice takes less than, whatever memory there is: its layers add up, and are whole on the slowest

@@ -104,7 +104,8 @@ class Joint(Problem):
 
     def glance(self, known_s: float) -> RankBounds | None:
         # A schedule that is far too slow needs nobody to look for all that its ranks wait for.
-        if rank_bounds(self.builder.ranks(self.free), known_s, FEW_ROUNDS).least_s >= known_s:
+        ranks = self.builder.ranks(self.free)
+        if not ranks.fits or rank_bounds(ranks, known_s, FEW_ROUNDS).least_s >= known_s:
             return None
         bounds = rank_bounds(self.builder.ranks(self.free, closely=True), known_s)
         return bounds if bounds.least_s < known_s else None
