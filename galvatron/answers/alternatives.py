@@ -12,7 +12,6 @@ from galvatron.ir.program import Cut
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.constraints import Constraint
 from galvatron.passes.planning.search import DEFAULT_GAP
-from galvatron.passes.planning.search.columns import Choice
 from galvatron.passes.planning.search.fastest import fastest
 from galvatron.passes.planning.search.tables import TableBuilder
 from galvatron.solver import least_s
@@ -21,19 +20,18 @@ from galvatron.solver import least_s
 def alternatives(question: Question, count: int) -> tuple[Plan, ...]:
     """The best plans of so many pairs of pipeline degree and micro-batches, the fastest first."""
     problem = question.problem
-    groups: dict[tuple[int, int, str], list[Choice]] = {}
-    for choice in problem.choices:
-        setting = choice[0]
-        groups.setdefault((setting.pipeline_degree, setting.micro_batches, setting.schedule), []).append(choice)
+    groups: dict[tuple[int, int, str], list[TableBuilder]] = {}
+    for builder in problem.builders:
+        setting = builder.setting
+        groups.setdefault((setting.pipeline_degree, setting.micro_batches, setting.schedule), []).append(builder)
     bounds = {
-        key: min(least_s(TableBuilder(problem.model, *choice).free(problem.budget_bytes)) for choice in group)
-        for key, group in groups.items()
+        key: min(least_s(builder.free(problem.budget_bytes)) for builder in group) for key, group in groups.items()
     }
     found: list[Plan] = []
     for key in sorted(groups, key=bounds.__getitem__):
         if len(found) >= count and bounds[key] >= seconds_of(found[count - 1]):
             break
-        best = fastest(problem.model, groups[key], problem.budget_bytes, gap=DEFAULT_GAP, width=question.width)
+        best = fastest(groups[key], problem.budget_bytes, gap=DEFAULT_GAP, width=question.width)
         if best is not None:
             found.append(problem.plan(*best))
         found.sort(key=seconds_of)

@@ -15,7 +15,6 @@ from galvatron.costs.objective import Setting, StageReport, memory_of_ranks
 from galvatron.errors import PlanError
 from galvatron.ir.plan import Plan
 from galvatron.ir.program import Program
-from galvatron.passes.planning.search.tables import TableBuilder
 from galvatron.solver import InfeasibleError, glance, solve_pipeline
 
 GIB = 2**30
@@ -117,17 +116,17 @@ def memory_prices(question: Question, setting: Setting) -> tuple[float, ...] | N
     """The multipliers of the budgets of a setting's pipeline ranks, with its best plan; None if it is not searched."""
     problem = question.problem
     wanted = (setting.pipeline_degree, setting.micro_batches, setting.schedule, setting.ties)
-    for own, candidates in problem.choices:
+    for builder in problem.builders:
+        own = builder.setting
         if (own.pipeline_degree, own.micro_batches, own.schedule, own.ties) != wanted:
             continue
-        builder = TableBuilder(problem.model, own, candidates)
         known_s = seconds_of(replace(question.plan, step_time_s=estimate_plan(question.program, question.plan)[0]))
         bounds = glance(builder.free(problem.budget_bytes))
-        columns = bounds.columns(known_s * (1 + 1e-9)) if bounds.relaxations else np.empty(0, dtype=int)
-        if not len(columns):
+        left = bounds.by_layer(known_s * (1 + 1e-9)) if bounds.relaxations else np.zeros(0, dtype=bool)
+        if not left.any():
             return None
         try:
-            found = solve_pipeline(builder.tables(problem.budget_bytes, columns).pipeline, width=question.width)
+            found = solve_pipeline(builder.tables(problem.budget_bytes, left).pipeline, width=question.width)
         except InfeasibleError:  # of what is followed
             return None
         return None if found is None else tuple(map(float, found.multipliers))

@@ -212,12 +212,13 @@ def _backward(watch: _Acts, arrived: _Arrived, root: torch.Tensor, operands: Seq
             return None
         acts.append(Gave(operand, watch.number(gradient), Form.of(gradient), arrived.place(gradient)))
         begun = len(acts)
-        instead = gradient.new_empty(()).expand(gradient.shape)
+        # `new_empty`, as `ones_like` below, is written in Python where tensors have no memory.
+        instead = torch.empty((), dtype=gradient.dtype, device=gradient.device).expand(gradient.shape)
         del acts[begun:]
         return instead
 
     hooks = [operand.register_hook(partial(gave, i)) for i, operand in leaves.items()]
-    whole = torch.ones_like(root.detach())
+    whole = torch.ones(root.shape, device=root.device)
     with watch:
         torch.autograd.grad(root, list(leaves.values()), whole, allow_unused=True)
     for hook in hooks:
@@ -247,7 +248,7 @@ def accumulated(setting: Setting, leaf: Form, gradient: Form, *, shared: bool) -
 
         given.register_post_accumulate_grad_hook(made)
         root = _Arrive.apply(arrived, given)
-        whole = torch.ones_like(root.detach())
+        whole = torch.ones(root.shape, device=root.device)
         with watch:
             root.backward(whole)
         return Backward(tuple(acts), arrived.numbers)

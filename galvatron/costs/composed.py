@@ -10,18 +10,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
-from galvatron.costs.acts import Act, Backward, Dispatched, Form, Gave, Gone, Made, Read, Released, Saved, StepEnd
-from galvatron.costs.calls import Call, Called, Setting, accumulated, added, call
+from galvatron.costs.acts import Dispatched, Form, Gone, Read, Released, Saved, StepEnd
+from galvatron.costs.calls import Called
 from galvatron.costs.events import Dispatches
 from galvatron.costs.replays import Replayed
 from galvatron.costs.storages import Storages
-from galvatron.costs.watch import ObservedEvent
+from galvatron.costs.together import (
+    ActAt,
+    BackwardAt,
+    CallAt,
+    Forms,
+    GaveAt,
+    MadeAt,
+    Seen,
+    Settings,
+    Sizes,
+    accumulated_at,
+    added_at,
+    call_at,
+)
 from galvatron.ir.attention import pieces
 from galvatron.ir.collectives import COLLECTIVES, WAIT, is_started
 from galvatron.ir.either import in_training
@@ -136,14 +149,14 @@ class _Gradient:
     """A gradient on its way; `tensor` tells tensors apart that have one storage."""
 
     storage: int
-    form: Form
+    forms: Forms
     tensor: object
 
 
 class Pass(NamedTuple):
     """What a pass does: its kernels and collectives, and what is dispatched."""
 
-    events: list[ObservedEvent]
+    events: list[Seen]
     dispatches: Counter[bool]
 
     @property
@@ -153,7 +166,10 @@ class Pass(NamedTuple):
 
 
 class Composed:
-    """One forward and one backward of a layer.
+    """One forward and one backward of a layer, at each of some batch sizes, of which all bytes are told.
+
+    Raises:
+        UnlikeError: it does not do the same at each.
 
     Attributes:
         forward, backward: what both passes do.
@@ -167,11 +183,12 @@ class Composed:
         calls, backwards: by op, what it calls, and what the backward of that does if there is one.
     """
 
-    def __init__(self, layer: Layer, setting: Setting, recompute: str) -> None:
+    def __init__(self, layer: Layer, settings: Settings, recompute: str) -> None:
         graph = layer.graph
-        self.layer, self.setting, self.recompute = layer, setting, recompute
+        self.layer, self.settings, self.recompute = layer, settings, recompute
+        self._compiled, self._even = settings[0].compiled, tuple(each._replace(skew=EVEN) for each in settings)
         given = (*graph.inputs, *graph.state)
-        self.storages = Storages(len(given))
+        self.storages = Storages(len(given), len(settings))
         self.places = {value.name: i for i, value in enumerate(given)}
         """Where values are that are there now: the numbers of their storages."""
         self._given = {value.name: i for i, value in enumerate(given)}
@@ -179,8 +196,8 @@ class Composed:
         self._forms = {value.name: self._given_form(value) for value in given}
         self._names = {name: name for name in self._forms}
         """By value, the first name of the same tensor."""
-        self.calls: dict[int, Call] = {}
-        self.backwards: dict[int, Backward] = {}
+        self.calls: dict[int, CallAt] = {}
+        self.backwards: dict[int, BackwardAt] = {}
         self._local: dict[int, dict[int, int]] = {}
         self._order: list[int] = []
         self._packed: dict[tuple[int, int], int] = {}
@@ -190,7 +207,7 @@ class Composed:
         self._outside: set[object] = set()
         self._awaited: Counter[str] = Counter()
         self._saved: set[int] = set()
-        self._peaks: list[int] = []
+        self._peaks: list[Sizes] = []
         self.gradients: dict[int, int] = {}
         self.forward, self.backward = Pass([], Counter()), Pass([], Counter())
         self.now = self.forward
@@ -199,11 +216,11 @@ class Composed:
         self._end_forward()
         self._run_backward()
 
-    def _given_form(self, value: Value) -> Form:
+    def _given_form(self, value: Value) -> Forms:
         dtype: torch.dtype = getattr(torch, TORCH_DTYPE_NAMES[value.type.dtype])
-        form = Form.contiguous(dtype, [evaluate(d, self.setting.batch) for d in value.type.shape])
         trained = value.name in self.layer.differentiable and dtype.is_floating_point
-        return form._replace(differentiable=trained)
+        shapes = ([evaluate(d, setting.batch) for d in value.type.shape] for setting in self.settings)
+        return tuple(Form.contiguous(dtype, shape)._replace(differentiable=trained) for shape in shapes)
 
     def _run_forward(self) -> set[int]:
         """Runs all calls; the storages of the results."""
@@ -216,7 +233,7 @@ class Composed:
             if replayed is not None:
                 replayed.forward_is_over()
                 self._replays |= dict.fromkeys(ops, replayed)
-                if self.recompute == "attention" and any(self._forms[name].differentiable for name in piece.outputs):
+                if self.recompute == "attention" and any(map(self.has_gradient, piece.outputs)):
                     self._saved |= {self.places[value.name] for value in piece.inputs}
             for name in made:
                 if name in piece.outputs:
@@ -239,8 +256,8 @@ class Composed:
         """Runs one op, and names its results."""
         names, op = self.layer.operands[index], self.layer.graph.ops[index]
         called = self.layer.called[index]
-        setting = self.setting if called.uneven else self.setting._replace(skew=EVEN)
-        one = call(called, setting, tuple(self._forms[name] for name in names))
+        settings = self.settings if called.uneven else self._even
+        one = call_at(called, settings, tuple(self._forms[name] for name in names))
         local = {i: self.places[name] for i, name in enumerate(names)}
         self.calls[index], self._local[index] = one, local
         inner: set[int] = set()
@@ -258,7 +275,7 @@ class Composed:
             if result is not None:
                 made.append(value.name)
                 self.places[value.name] = self.storages.hold(local[result.storage])
-                self._forms[value.name] = result.form
+                self._forms[value.name] = result.forms
                 same = result.operand is not None
                 self._names[value.name] = self._names[names[result.operand or 0]] if same else value.name
         if replayed is not None:
@@ -267,8 +284,8 @@ class Composed:
         return made
 
     def played(
-        self, index: int, acts: Iterable[Act], local: dict[int, int], inner: set[int], *, back: bool = False
-    ) -> Iterator[Act]:
+        self, index: int, acts: Iterable[ActAt], local: dict[int, int], inner: set[int], *, back: bool = False
+    ) -> Iterator[ActAt]:
         """Does what a call does with kernels and storages, and hands on all else.
 
         Args:
@@ -278,12 +295,12 @@ class Composed:
         """
         storages, now = self.storages, self.now
         for act in acts:
-            if isinstance(act, ObservedEvent):
+            if isinstance(act, Seen):
                 now.events.append(self._seen(index, act, local, back))
             elif isinstance(act, Dispatched):
                 now.dispatches[act.view] += 1
-            elif isinstance(act, Made):
-                local[act.storage] = storages.make(act.size_bytes)
+            elif isinstance(act, MadeAt):
+                local[act.storage] = storages.make(act.sizes)
                 inner.add(act.storage)
             elif isinstance(act, Gone):
                 if act.storage in inner:
@@ -297,36 +314,38 @@ class Composed:
         for storage in inner:
             self.storages.drop(local[storage])
 
-    def _seen(self, index: int, event: ObservedEvent, local: Mapping[int, int], back: bool) -> ObservedEvent:
+    def _seen(self, index: int, seen: Seen, local: Mapping[int, int], back: bool) -> Seen:
         """An event of a call as one of the run."""
-        if event.axis is not None:
+        if seen.axis is not None:
             window = self.layer.windows[index]
-            return replace(
-                event, axis=self.layer.axes[index], window=-1 - window if window is not None and back else window
-            )
-        if event.name == "mm":
-            self._matmuls[local[event.writes[0][0]]] = len(self.now.events)
-        if not self.setting.compiled:
-            return event
-        reads, writes = (tuple((local[s], size) for s, size in touched) for touched in (event.reads, event.writes))
-        return replace(event, reads=reads, writes=writes)
+            return seen.on(self.layer.axes[index], -1 - window if window is not None and back else window)
+        if seen.name == "mm":
+            self._matmuls[local[seen.written]] = len(self.now.events)
+        return seen.touching(local) if self._compiled else seen
+
+    @property
+    def by_op(self) -> Iterator[tuple[tuple[Seen, ...], tuple[Seen, ...]]]:
+        """What each op runs, forward and backward."""
+        for index in range(len(self.layer.graph.ops)):
+            back = self.backwards.get(index)
+            yield self.calls[index].seen, back.seen if back else ()
 
     def has_gradient(self, name: str) -> bool:
         """Whether a value has a gradient."""
-        return self._forms[name].differentiable
+        return self._forms[name][0].differentiable
 
     def is_computed(self, name: str) -> bool:
         """Whether autograd knows what computed a value."""
-        return self._forms[name].differentiable and name not in self._given
+        return self.has_gradient(name) and name not in self._given
 
     @property
     def given(self) -> set[int]:
         """The storages of inputs and state."""
         return set(self._given.values())
 
-    def form(self, index: int, operand: int) -> Form:
-        """The form of an operand of a call."""
-        return self._forms[self.layer.operands[index][operand]]
+    def dtype(self, index: int, operand: int) -> torch.dtype:
+        """The type of an operand of a call."""
+        return self._forms[self.layer.operands[index][operand]][0].dtype
 
     def pack(self, index: int, place: int, storage: int) -> None:
         """Keeps a storage for the backward of a call."""
@@ -334,7 +353,7 @@ class Composed:
 
     def _reach(self) -> dict[int, None]:
         """The ops whose backward runs, last ones first; counts what gradients of what is given wait for."""
-        needed = {self._names[name] for name in self.layer.graph.outputs if self._forms[name].differentiable}
+        needed = {self._names[name] for name in self.layer.graph.outputs if self.has_gradient(name)}
         reached: dict[int, None] = {}
         for index in reversed(self._order):
             results, one = self.layer.graph.ops[index].results, self.calls[index]
@@ -347,7 +366,7 @@ class Composed:
 
     def _differentiated(self, index: int) -> set[str]:
         names = self.layer.operands[index]
-        return {self._names[name] for name in names if self._forms[name].differentiable}
+        return {self._names[name] for name in names if self.has_gradient(name)}
 
     def _end_forward(self) -> None:
         """Forgets what no backward will read."""
@@ -360,22 +379,24 @@ class Composed:
         whole = replays(self.recompute) and any(r.alive for r in self._replays.values())
         inputs = [value.name for value in self.layer.graph.inputs]
         self.kept = {
-            name: self._forms[name].storage_bytes for name in inputs if whole or self._given[name] in self._saved
+            name: tuple(form.storage_bytes for form in self._forms[name])
+            for name in inputs
+            if whole or self._given[name] in self._saved
         }
         self.saved_bytes = self.storages.live_bytes
-        self.alive = self.storages.alive() if self.setting.compiled else {}
-        self.forward_extra_bytes = max(0, self.forward_peak_bytes - self.saved_bytes)
+        self.alive = self.storages.alive() if self._compiled else {}
+        self.forward_extra_bytes = _above(self.saved_bytes, self.forward_peak_bytes)
 
     def _run_backward(self) -> None:
         storages, before = self.storages, self.storages.live_bytes
         self.now, self._matmuls = self.backward, {}
         storages.peak_bytes = before
-        outputs = [name for name in self.layer.graph.outputs if self._forms[name].differentiable]
+        outputs = [name for name in self.layer.graph.outputs if self.has_gradient(name)]
         arriving: list[tuple[str, _Gradient]] = []
         for name in outputs:
-            of = self._forms[name]
-            form = Form.laid_out(of.dtype, of.shape, of.stride)
-            arriving.append((self._names[name], _Gradient(storages.make(form.storage_bytes), form, object())))
+            forms = tuple(Form.laid_out(of.dtype, of.shape, of.stride) for of in self._forms[name])
+            made = storages.make(tuple(form.storage_bytes for form in forms))
+            arriving.append((self._names[name], _Gradient(made, forms, object())))
         self._outside = {gradient.tensor for _, gradient in arriving}
         for name, gradient in arriving:
             storages.hold(gradient.storage)
@@ -383,8 +404,9 @@ class Composed:
             self._complete(name)
         for index in self.reached:
             self._call_backward(index)
-        self.backward_extra_bytes = max(0, *self._peaks, storages.peak_bytes) - before if outputs else 0
-        self.summing_extra_bytes = storages.peak_bytes - before if self._peaks else 0
+        nothing = (0,) * len(before)
+        self.backward_extra_bytes = _above(before, *self._peaks, storages.peak_bytes) if outputs else nothing
+        self.summing_extra_bytes = _above(before, storages.peak_bytes) if self._peaks else nothing
 
     def _call_backward(self, index: int) -> None:
         names, results = self.layer.operands[index], self.layer.graph.ops[index].results
@@ -394,14 +416,14 @@ class Composed:
         if not any(there):  # a function behind it gave no gradient, so it computes none
             self._end(index)
             return
-        back = self.backwards[index] = one.backward(tuple(gradient and gradient.form for gradient in there))
+        back = self.backwards[index] = one.backward(tuple(gradient and gradient.forms for gradient in there))
         tensors: dict[int, object] = {i: gradient.tensor for i, gradient in enumerate(there) if gradient}
         local |= {back.gradients[i]: gradient.storage for i, gradient in enumerate(there) if gradient}
         inner = set(back.gradients.values())
         for act in self.played(index, back.acts, local, inner, back=True):
-            if isinstance(act, Gave):
+            if isinstance(act, GaveAt):
                 name, tensor = self._names[names[act.operand]], tensors.setdefault(act.tensor, object())
-                self._give(name, _Gradient(self.storages.hold(local[act.storage]), act.form, tensor))
+                self._give(name, _Gradient(self.storages.hold(local[act.storage]), act.forms, tensor))
                 self._complete(name, still=1)
             elif isinstance(act, Read):
                 if (replayed := self._replays.get(index)) is not None:
@@ -425,7 +447,7 @@ class Composed:
         """Adds a gradient to what there is of a value's."""
         before = self._slots.get(name)
         if before is not None:
-            one = added(self.setting, before.form, gradient.form)
+            one = added_at(self.settings, before.forms, gradient.forms)
             local, inner = {0: before.storage, 1: gradient.storage}, set[int]()
             for _ in self.played(0, one.forward, local, inner):
                 pass
@@ -433,7 +455,7 @@ class Composed:
             assert result is not None
             for old in (before, gradient):
                 self.storages.drop(old.storage)
-            gradient = _Gradient(self.storages.hold(local[result.storage]), result.form, object())
+            gradient = _Gradient(self.storages.hold(local[result.storage]), result.forms, object())
             self.dropped(local, inner)
         self._slots[name] = gradient
 
@@ -443,11 +465,11 @@ class Composed:
             return
         gradient, leaf = self._slots.pop(name), self._given[name]
         others = {other.tensor for other in self._slots.values()} | self._outside
-        back = accumulated(self.setting, self._forms[name], gradient.form, shared=gradient.tensor in others)
+        back = accumulated_at(self.settings, self._forms[name], gradient.forms, shared=gradient.tensor in others)
         local = {0: leaf, back.gradients[0]: gradient.storage}
         inner = {back.gradients[0]}
         for act in self.played(0, back.acts, local, inner):
-            if isinstance(act, Gave):
+            if isinstance(act, GaveAt):
                 self._made_gradient(leaf, local[act.storage])
         self.dropped(local, inner)
 
@@ -457,7 +479,12 @@ class Composed:
         position = self._matmuls.get(gradient)
         if position is not None:
             events = self.backward.events
-            events[position] = replace(events[position], of_weight=True)
+            events[position] = events[position].of_weight
         if not self._peaks and leaf in self.state:
             self._peaks.append(self.storages.peak_bytes)
             self.storages.peak_bytes = self.storages.live_bytes
+
+
+def _above(there: Sizes, *peaks: Sizes) -> Sizes:
+    """By how much the highest is above what is there, at each batch size."""
+    return tuple(max(own) - base for base, *own in zip(there, *peaks, strict=True))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from galvatron.ir.layout import Axis
 from galvatron.machine import Kernel, Machine, Work
@@ -23,7 +24,7 @@ class Linear:
         return Linear(self.constant + other.constant, self.slope + other.slope)
 
     @staticmethod
-    def through(batches: tuple[int, int], values: tuple[float, float]) -> Linear:
+    def through(batches: Sequence[int], values: Sequence[float]) -> Linear:
         """The line through the values at two batch sizes."""
         slope = (values[1] - values[0]) / (batches[1] - batches[0])
         return Linear(values[0] - slope * batches[0], slope)
@@ -33,7 +34,7 @@ class Linear:
 class Launch:
     """A kernel at any batch size: the sizes of its work, which are `Linear`, and the bytes that it touches.
 
-    `of_weight` says that it makes the gradient of a weight, and nothing else.
+    `of_weight` says that it makes the gradient of a weight, and nothing else. Many layers have the same one.
     """
 
     name: str
@@ -41,6 +42,13 @@ class Launch:
     work: Work | None
     traffic_bytes: Linear
     of_weight: bool = False
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.dtype, self.work, self.traffic_bytes, self.of_weight))
 
     def at(self, batch: float) -> Kernel:
         """The kernel at a local batch size."""
@@ -131,7 +139,7 @@ def launches(events: Iterable[Event]) -> list[Launch]:
 
 def kernels_s(events: Iterable[Event], machine: Machine, batch: float) -> float:
     """Seconds of the kernels among events at a local batch size."""
-    return sum(machine.kernel_s(event.at(batch)) for event in launches(events))
+    return sum(machine.kernel_at_s(event, batch) for event in launches(events))
 
 
 def computing_s(profile: Profile, machine: Machine, batch: float) -> tuple[float, float, float]:
@@ -159,7 +167,7 @@ def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> fl
     for event in events:
         if isinstance(event, Launch):
             if under_way:
-                next(reversed(under_way.values())).computing_s += machine.kernel_s(event.at(batch))
+                next(reversed(under_way.values())).computing_s += machine.kernel_at_s(event, batch)
             continue
         window = event.window
         if isinstance(event, CollectiveCall):

@@ -79,10 +79,20 @@ class KeptCosts(CostModel):
     def conversion_s(self, index: int, before: Strategy, after: Strategy, micro_batch: int) -> float:
         if before.axes == after.axes:
             return 0.0
-        return float(self._converted(index, [before], [after], micro_batch)[0, 0])
+        return float(self.conversions_s(index, [before], [after], micro_batch)[0, 0])
 
-    def conversions_s(self, index: int, strategies: Sequence[Strategy], micro_batch: int) -> np.ndarray:
-        return self._converted(index, strategies, strategies, micro_batch)
+    def conversions_s(
+        self, index: int, before: Sequence[Strategy], after: Sequence[Strategy], micro_batch: int
+    ) -> np.ndarray:
+        def ask(missing: list[int]) -> np.ndarray:
+            pairs = (divmod(place, len(after)) for place in missing)
+            asked = [self._model.conversion_s(index, before[row], after[column], micro_batch) for row, column in pairs]
+            return np.array([asked])
+
+        rows, columns = (self._numbered([Strategy(strategy.axes) for strategy in each]) for each in (before, after))
+        asked = (rows[:, None] * _PAIRS + columns).ravel()
+        found = self._found(("conversion_s", self._firsts[index], "", micro_batch), asked, ask)
+        return found[0].reshape(len(before), len(after))
 
     def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         key = "boundary_bytes", self._firsts[index], "", micro_batch
@@ -125,21 +135,6 @@ class KeptCosts(CostModel):
     def _numbered(self, strategies: Sequence[Strategy]) -> np.ndarray:
         numbers = self._numbers
         return np.array([numbers.setdefault(strategy, len(numbers)) for strategy in strategies], dtype=np.int64)
-
-    def _converted(
-        self, index: int, before: Sequence[Strategy], after: Sequence[Strategy], micro_batch: int
-    ) -> np.ndarray:
-        """From each of some strategies (rows) to each of others."""
-
-        def ask(missing: list[int]) -> np.ndarray:
-            pairs = (divmod(place, len(after)) for place in missing)
-            asked = [self._model.conversion_s(index, before[row], after[column], micro_batch) for row, column in pairs]
-            return np.array([asked])
-
-        rows, columns = (self._numbered([Strategy(strategy.axes) for strategy in each]) for each in (before, after))
-        asked = (rows[:, None] * _PAIRS + columns).ravel()
-        found = self._found(("conversion_s", self._firsts[index], "", micro_batch), asked, ask)
-        return found[0].reshape(len(before), len(after))
 
     def _one(self, key: Key, strategy: Strategy, ask: Callable[[], float]) -> float:
         """A single figure of a strategy."""

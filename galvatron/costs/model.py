@@ -289,9 +289,12 @@ class CostModel(Protocol):
         begins from the layout of one strategy to that of another; 0 for equal strategies."""
         ...
 
-    def conversions_s(self, index: int, strategies: Sequence[Strategy], micro_batch: int) -> np.ndarray:
-        """The same from each of many strategies (rows) to each."""
-        return np.array([[self.conversion_s(index, a, b, micro_batch) for b in strategies] for a in strategies])
+    def conversions_s(
+        self, index: int, before: Sequence[Strategy], after: Sequence[Strategy], micro_batch: int
+    ) -> np.ndarray:
+        """The same from each of some strategies (rows) to each of others."""
+        found = [[self.conversion_s(index, a, b, micro_batch) for b in after] for a in before]
+        return np.array(found).reshape(len(before), len(after))
 
     def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
         """Bytes per device of the values alive between layers `index - 1` and `index`."""

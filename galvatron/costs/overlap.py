@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 from galvatron.costs.composed import Layer
 from galvatron.costs.events import CollectiveCall, hidden_s, kernels_s
@@ -24,8 +25,11 @@ Does = Callable[[tuple[Window, ...]], Doing]
 
 def with_windows(layer: Layer, windows: tuple[Window, ...]) -> Layer:
     """The layer with its collectives beside computation."""
-    if not windows:
-        return layer
+    return _with_windows(layer, windows) if windows else layer
+
+
+@lru_cache(maxsize=1 << 10)
+def _with_windows(layer: Layer, windows: tuple[Window, ...]) -> Layer:
     return Layer(overlapped(layer.graph, windows), layer.mesh, layer.differentiable)
 
 

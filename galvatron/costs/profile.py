@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from galvatron.costs.calls import Setting
-from galvatron.costs.composed import Composed, Layer
-from galvatron.costs.events import MARK, CollectiveCall, Dispatches, Event, Launch, Linear, Mark, Profile
+from galvatron.costs.composed import Composed, Layer, Pass
+from galvatron.costs.events import Dispatches, Event, Linear, Profile
+from galvatron.costs.fitted import all_fitted
 from galvatron.costs.fusion import fused, kept_instead, padded, peak_bytes
+from galvatron.costs.together import Settings, UnlikeError
 from galvatron.costs.watch import ObservedEvent
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis
 from galvatron.ir.ops.kernels import BY_DEVICE
 from galvatron.ir.ops.table import derived
-from galvatron.ir.ops.work import Work
 from galvatron.ir.skew import EVEN
 from galvatron.ir.types import evaluate
 from galvatron.ir.verify.computed import silence
@@ -115,8 +116,8 @@ def _profile(
     while True:
         try:
             with silence():
-                settings = (Setting(kind, compiled, on, batch, skew) for batch in batches)
-                first, second = (_Observed(layer, setting, recompute) for setting in settings)
+                settings = tuple(Setting(kind, compiled, on, batch, skew) for batch in batches)
+                both = _Both.of(layer, settings, recompute)
             break
         except (IndexError, RuntimeError, ValueError):
             if on == "meta":  # torch has no shapes for some op there; fakes know more, and are slower
@@ -126,12 +127,14 @@ def _profile(
             else:  # the model takes so many samples at least, as for `h[5]`
                 batches = batches[1], 2 * batches[1]
 
+    first, second = both.each
+
     def line(a: float, b: float) -> Linear:
         return Linear.through(batches, (a, b))
 
     profile = Profile(
-        forward=_fit_events(batches, first.forward, second.forward),
-        backward=_fit_events(batches, first.backward, second.backward),
+        forward=both.forward,
+        backward=both.backward,
         saved_bytes=line(first.saved_bytes, second.saved_bytes),
         shared_bytes=tuple(
             (name, line(first.shared_bytes.get(name, size), size)) for name, size in second.shared_bytes.items()
@@ -142,15 +145,7 @@ def _profile(
         forward_dispatches=second.forward_dispatches,
         backward_dispatches=second.backward_dispatches,
     )
-    return Doing(profile, layer.groups, tuple(_by_op(batches, first, second)) if layer.groups else ())
-
-
-def _by_op(
-    batches: tuple[int, int], first: _Observed, second: _Observed
-) -> Iterator[tuple[tuple[Event, ...], tuple[Event, ...]]]:
-    for one, other in zip(first.by_op, second.by_op, strict=True):
-        forward, backward = (_fit_events(batches, a, b) for a, b in zip(one, other, strict=True))
-        yield forward, backward
+    return Doing(profile, layer.groups, tuple(both.by_op) if layer.groups else ())
 
 
 def _device_of(kind: str, graph: Graph) -> str:
@@ -172,85 +167,103 @@ def _batches(graph: Graph, mesh: tuple[Axis, ...]) -> tuple[int, int]:
     return step, 2 * step
 
 
-def _fit_events(batches: tuple[int, int], first: list[ObservedEvent], second: list[ObservedEvent]) -> tuple[Event, ...]:
-    """One linear kernel or collective per event.
+@dataclass(frozen=True)
+class _Both:
+    """What is observed at two batch sizes: in one run, where that does the same at both."""
 
-    The kernels of two batch sizes differ where a copy is needed at one of them only; then the larger run counts, in
-    proportion to the batch.
-    """
-    if [(e.name, e.axis) for e in first] != [(e.name, e.axis) for e in second]:
-        first = [_in_proportion(e, batches[0] / batches[1]) for e in second]
-    fitted: list[Event] = []
-    for a, b in zip(first, second, strict=True):
-        size_bytes = Linear.through(batches, (a.size_bytes, b.size_bytes))
-        if b.name == MARK and b.window is not None:
-            fitted.append(Mark(b.window))
-        elif b.axis is not None:
-            fitted.append(CollectiveCall(b.name, b.axis, size_bytes, b.window))
-        else:
-            fitted.append(Launch(b.name, b.dtype, _fit_work(batches, a.work, b.work), size_bytes, b.of_weight))
-    return tuple(fitted)
+    batches: tuple[int, ...]
+    each: tuple[_Observed, ...]
 
+    @staticmethod
+    def of(layer: Layer, settings: Settings, recompute: str) -> _Both:
+        """A layer's."""
+        places = range(len(settings))
+        try:
+            run = Composed(layer, settings, recompute)
+            each = tuple(_Observed(run, place) for place in places)
+        except UnlikeError:
+            each = tuple(_Observed(Composed(layer, (setting,), recompute), 0) for setting in settings)
+        return _Both(tuple(setting.batch for setting in settings), each)
 
-def _fit_work(batches: tuple[int, int], first: Work | None, second: Work | None) -> Work | None:
-    if first is None or second is None:
-        return None
-    sizes = (Linear.through(batches, pair) for pair in zip(first.sizes, second.sizes, strict=True))
-    return Work(second.kind, tuple(sizes))
+    @property
+    def together(self) -> bool:
+        """Whether it is one run."""
+        return self.each[0].run is self.each[1].run
 
+    @property
+    def forward(self) -> tuple[Event, ...]:
+        """What the forward runs, at any batch size."""
+        first, second = self.each
+        return self._seen(first.run.forward) or all_fitted(self.batches, first.forward, second.forward)
 
-def _in_proportion(event: ObservedEvent, share: float) -> ObservedEvent:
-    """The event of so large a share of a batch; the first size of work is how often it is done."""
-    work = event.work and Work(event.work.kind, (event.work.sizes[0] * share, *event.work.sizes[1:]))
-    return replace(event, size_bytes=event.size_bytes * share, work=work)
+    @property
+    def backward(self) -> tuple[Event, ...]:
+        """The same of the backward."""
+        first, second = self.each
+        return self._seen(first.run.backward) or all_fitted(self.batches, first.backward, second.backward)
+
+    @property
+    def by_op(self) -> Iterator[tuple[tuple[Event, ...], tuple[Event, ...]]]:
+        """The same of each op by itself, forward and backward."""
+        first, second = self.each
+        if self.together:
+            for forward, backward in first.run.by_op:
+                yield tuple(seen.event for seen in forward), tuple(seen.event for seen in backward)
+            return
+        for one, other in zip(first.by_op, second.by_op, strict=True):
+            forward, backward = (all_fitted(self.batches, a, b) for a, b in zip(one, other, strict=True))
+            yield forward, backward
+
+    def _seen(self, of: Pass) -> tuple[Event, ...]:
+        """What a pass runs, as it was seen at both sizes; nothing where that does not say it."""
+        compiled = self.each[0].run.settings[0].compiled
+        return tuple(seen.event for seen in of.events) if self.together and not compiled else ()
 
 
 class _Observed:
-    """What a forward and a backward do, at one batch size."""
+    """What a forward and a backward do, at one batch size: by its place, one of those of a run."""
 
-    def __init__(self, layer: Layer, setting: Setting, recompute: str) -> None:
-        run = self._run = Composed(layer, setting, recompute)
-        self.forward, self.backward = run.forward.events, run.backward.events
+    def __init__(self, run: Composed, place: int) -> None:
+        self.run, self._place = run, place
+        self.forward, self.backward = ([seen.events[place] for seen in of.events] for of in (run.forward, run.backward))
         self.forward_dispatches, self.backward_dispatches = run.forward.dispatched, run.backward.dispatched
-        self.saved_bytes = run.saved_bytes + sum(size for name, size in run.kept.items() if run.has_gradient(name))
-        self.shared_bytes = {name: size for name, size in run.kept.items() if not run.has_gradient(name)}
-        self.forward_extra_bytes = run.forward_extra_bytes
-        self.backward_extra_bytes = run.backward_extra_bytes
-        self.summing_extra_bytes = run.summing_extra_bytes
-        if setting.compiled:
-            self._fuse(setting.kind)
+        kept = {name: sizes[place] for name, sizes in run.kept.items()}
+        self.saved_bytes = run.saved_bytes[place] + sum(size for name, size in kept.items() if run.has_gradient(name))
+        self.shared_bytes = {name: size for name, size in kept.items() if not run.has_gradient(name)}
+        self.forward_extra_bytes = run.forward_extra_bytes[place]
+        self.backward_extra_bytes = run.backward_extra_bytes[place]
+        self.summing_extra_bytes = run.summing_extra_bytes[place]
+        if run.settings[place].compiled:
+            self._fuse(run.settings[place].kind)
 
     @property
     def by_op(self) -> Iterator[tuple[list[ObservedEvent], list[ObservedEvent]]]:
         """What each op runs, forward and backward."""
-        run = self._run
-        for index in range(len(run.layer.graph.ops)):
-            back = run.backwards.get(index)
-            acts = run.calls[index].forward, back.acts if back else ()
-            forward, backward = ([act for act in own if isinstance(act, ObservedEvent)] for own in acts)
-            yield forward, backward
+        for forward, backward in self.run.by_op:
+            yield [seen.events[self._place] for seen in forward], [seen.events[self._place] for seen in backward]
 
     def _fuse(self, kind: str) -> None:
         """Kernels as the compiler groups them, without what it computes again."""
-        run = self._run
+        run, place = self.run, self._place
+        alive = {value: sizes[place] for value, sizes in run.alive.items()}
         for events in (self.forward, self.backward) if kind == "cuda" else ():
             events[:] = map(padded, events)
         kept_inputs = {run.places[name] for name in run.kept}
-        instead = kept_instead(self.forward, run.alive, kept_inputs | run.state)
-        self.saved_bytes += round(sum(instead.more.values())) - sum(run.alive[value] for value in instead.again)
-        lasting = run.results | instead.more.keys() | (run.alive.keys() - instead.again.keys())
+        instead = kept_instead(self.forward, alive, kept_inputs | run.state)
+        self.saved_bytes += round(sum(instead.more.values())) - sum(alive[value] for value in instead.again)
+        lasting = run.results | instead.more.keys() | (alive.keys() - instead.again.keys())
         self.forward[:] = fused(self.forward, lasting=lasting)
         self.forward_dispatches = Dispatches(len(self.forward))
-        kept = {value: size for value, size in run.alive.items() if value not in instead.again} | instead.more
+        kept = {value: size for value, size in alive.items() if value not in instead.again} | instead.more
         own = {value: size for value, size in kept.items() if value not in run.given}
         peak = peak_bytes(self.forward, {}, run.given, lasting)
         self.forward_extra_bytes = max(0, round(peak - sum(own.values())))
         self._fuse_backward(kept, instead.again)
 
     def _fuse_backward(self, kept: dict[int, float], again: dict[int, ObservedEvent]) -> None:
-        gradients, backward = self._run.gradients, self.backward
-        of_weights = {made for made, leaf in gradients.items() if leaf in self._run.state}
+        gradients, backward = self.run.gradients, self.backward
+        of_weights = {made for made, leaf in gradients.items() if leaf in self.run.state}
         backward[:] = fused(backward, lasting=gradients.keys(), of_weights=of_weights, again=again)
         self.backward_dispatches = Dispatches(len(backward))
-        self.backward_extra_bytes = round(peak_bytes(backward, kept, self._run.given, lasting=gradients.keys()))
+        self.backward_extra_bytes = round(peak_bytes(backward, kept, self.run.given, lasting=gradients.keys()))
         self.summing_extra_bytes = min(self.summing_extra_bytes, self.backward_extra_bytes)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from galvatron.costs.acts import Act, Saved, Step, StepEnd
+from galvatron.costs.acts import Saved, Step, StepEnd
+from galvatron.costs.together import ActAt
 
 if TYPE_CHECKING:
     from galvatron.costs.composed import Composed
@@ -43,7 +44,7 @@ class Replayed:
         if index in self._steps:
             own = range(len(self._run.layer.operands[index]))
             same = [i for i in own if local[i] == local[act.storage]]
-            if not same or self._run.form(index, same[-1]).dtype != act.dtype:
+            if not same or self._run.dtype(index, same[-1]) != act.dtype:
                 self._run.pack(index, act.place, local[act.storage])
                 return
             operand = same[-1]
@@ -143,8 +144,8 @@ class Replayed:
         return found
 
     def _without_steps(
-        self, acts: Sequence[Act], local: dict[int, int], kept: Iterator[tuple[int, list[int]]]
-    ) -> Iterator[Act]:
+        self, acts: Sequence[ActAt], local: dict[int, int], kept: Iterator[tuple[int, list[int]]]
+    ) -> Iterator[ActAt]:
         """What a call does, less what steps within it did in the forward."""
         inside = False
         for act in acts:

@@ -142,14 +142,12 @@ class ShardedCostModel(CostModel):
     def shared_bytes(self, strategy: Strategy, micro_batch: int, ties: Ties) -> float:
         key = ("shared", tuple(kept is None for _, kept in ties), strategy.axes, strategy.recompute, micro_batch)
         if key not in self._cache:
+            fitting = (cls for cls in self._classes if self._fits(cls, strategy, ties))
+            kept = {cls: self._doing(cls, strategy, ties).profile.shared_bytes for cls in fitting}
             sizes: dict[str, float] = {}
             for layer in self.layers:
-                formals = (v.name for v in self.program.class_of[layer.cls].graph.inputs)
-                names = dict(zip(formals, layer.operands, strict=True))
-                if not self._fits(layer.cls, strategy, ties):
-                    continue
-                for formal, size in self._doing(layer.cls, strategy, ties).profile.shared_bytes:
-                    sizes[names[formal]] = size(micro_batch / strategy.sample_shards)
+                for formal, size in kept.get(layer.cls, ()):
+                    sizes[self._given[layer.name][formal]] = size(micro_batch / strategy.sample_shards)
             self._cache[key] = sum(sizes.values())
         return self._cache[key]
 
@@ -382,6 +380,17 @@ class ShardedCostModel(CostModel):
             }
             self._cache[key] = self._parameter_costs.held(parameters, plain.other_bytes)
         return self._cache[key]
+
+    @cached_property
+    def _given(self) -> dict[str, dict[str, str]]:
+        """For each layer, by its name, the values that it is given for the inputs of its class."""
+        inputs = {cls.name: [value.name for value in cls.graph.inputs] for cls in self.program.classes}
+        return {layer.name: dict(zip(inputs[layer.cls], layer.operands, strict=True)) for layer in self.layers}
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        """Those of planned layers."""
+        return tuple(dict.fromkeys(layer.cls for layer in self.layers))
 
     @cached_property
     def _read_alone(self) -> dict[str, frozenset[str]]:

@@ -60,11 +60,17 @@ def _played_out(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean_weights, mean_shares = np.zeros(rows), np.zeros(columns)
     for turn in range(1, _TURNS + 1):
         won = lengths @ shares
-        for_rows = np.maximum(0.0, for_rows + won - weights @ won)
-        weights = for_rows / for_rows.sum() if for_rows.any() else weights
+        for_rows += won
+        for_rows -= weights @ won
+        np.maximum(for_rows, 0.0, out=for_rows)
+        if total := np.add.reduce(for_rows):
+            weights = for_rows / total
         lost = weights @ lengths
-        for_columns = np.maximum(0.0, for_columns + shares @ lost - lost)
-        shares = for_columns / for_columns.sum() if for_columns.any() else shares
+        for_columns += shares @ lost
+        for_columns -= lost
+        np.maximum(for_columns, 0.0, out=for_columns)
+        if total := np.add.reduce(for_columns):
+            shares = for_columns / total
         mean_weights += turn * weights
         mean_shares += turn * shares
     return mean_weights / mean_weights.sum(), mean_shares / mean_shares.sum()

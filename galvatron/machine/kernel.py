@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from galvatron.ir.ops.operator import Moves
 from galvatron.ir.ops.table import kernel_moves
@@ -41,6 +42,16 @@ class Kernel:
     def flop(self) -> float:
         """Floating-point operations of its work."""
         return self.work.flop if self.work is not None else 0.0
+
+
+class KernelAt(Protocol):
+    """A kernel at any local batch size; equal ones are the same at each."""
+
+    def at(self, batch: float) -> Kernel:
+        """The kernel at a local batch size."""
+        ...
+
+    def __hash__(self) -> int: ...
 
 
 def touched_bytes(operands: Sequence[float], results: Sequence[float], *, gathers: bool) -> float:

@@ -10,7 +10,7 @@ from galvatron.ir.cluster import Cluster
 from galvatron.ir.contention import Contention
 from galvatron.ir.layout import Axis
 from galvatron.machine.collectives import Collectives
-from galvatron.machine.kernel import Kernel
+from galvatron.machine.kernel import Kernel, KernelAt
 from galvatron.machine.kernels import Kernels
 
 
@@ -46,6 +46,13 @@ class Machine:
     def kernel_s(self, kernel: Kernel) -> float:
         """Seconds of one kernel on the device, its launch included."""
         return self._kernels.seconds(kernel)
+
+    def kernel_at_s(self, kernel: KernelAt, batch: float) -> float:
+        """The same of a kernel at a local batch size, found once: many layers have it."""
+        key = kernel, batch
+        if (seconds := self._seconds.get(key)) is None:
+            seconds = self._seconds[key] = self.kernel_s(kernel.at(batch))
+        return seconds
 
     def layer_s(self, fingerprint: str, samples: float) -> tuple[float, float] | None:
         """Seconds of all kernels of a layer class as a rank runs it, forward and backward, at a local batch size, where
@@ -88,6 +95,10 @@ class Machine:
         """What kernels and a collective over these axes cost each other: at the outermost level that they reach."""
         levels = [self.cluster.level_of(axis.size, axis.stride) for axis in axes]
         return self.cluster.levels[max(levels)].contention if levels else Contention()
+
+    @cached_property
+    def _seconds(self) -> dict[tuple[KernelAt, float], float]:
+        return {}
 
     @cached_property
     def _kernels(self) -> Kernels:

@@ -2,11 +2,12 @@
 
 from galvatron.solver.bounds import Bounds, glance, least_s
 from galvatron.solver.placed import placed_best
-from galvatron.solver.ranks import RankBounds, Ranks, rank_bounds
+from galvatron.solver.ranks import FEW_ROUNDS, RankBounds, Ranks, rank_bounds
 from galvatron.solver.solve import Choice, InfeasibleError, Solution, TableError, improved, solve, solve_pipeline
 from galvatron.solver.tables import Chain, Opening, Pipeline, Rates
 
 __all__ = [
+    "FEW_ROUNDS",
     "Bounds",
     "Chain",
     "Choice",

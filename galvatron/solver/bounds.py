@@ -82,7 +82,12 @@ class Bounds:
 
     def columns(self, known_s: float) -> np.ndarray:
         """The strategies that some layer may have in a choice that is no slower than one that is known."""
-        return np.flatnonzero(self.allowed(self.limits_s(known_s))[0].any(axis=(0, 1)))
+        return np.flatnonzero(self.by_layer(known_s).any(axis=0))
+
+    def by_layer(self, known_s: float) -> np.ndarray:
+        """(L, S) whether a layer may have a strategy in such a choice."""
+        allowed, _ = self.allowed(self.limits_s(known_s))
+        return np.logical_or.reduce(allowed)
 
     @property
     def started(self) -> np.ndarray:

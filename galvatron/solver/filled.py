@@ -66,8 +66,21 @@ class _Places:
         return self.move_s.shape[1]
 
     def least(self, values: np.ndarray) -> np.ndarray:
-        """(C, ...) the least of (S, ...) values of the strategies of each."""
+        """(C,) the least of (S,) values of the strategies of each."""
         return np.minimum.reduceat(values[self.order], self.starts, axis=0)
+
+    def least_of(self, some: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(C, M) the least of (n, M) values of some strategies of each; infinite where there are none.
+
+        Args:
+            some: (n,) in the order of `order`.
+        """
+        least = np.full((self.count, values.shape[1]), np.inf)
+        if len(some):
+            of = self.of[some]
+            starts = np.flatnonzero(np.append(True, of[1:] != of[:-1]))
+            least[of[starts]] = np.minimum.reduceat(values, starts, axis=0)
+        return least
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,55 +162,57 @@ class _Stage:
     def _with_layer(self, layer: int, low: np.ndarray, behind_s: np.ndarray) -> np.ndarray:
         """(C, M) of a layer and what is behind it, by what is left before it, the least of each place."""
         chain, kind, stage = self.pipeline.chain, self.pipeline.chain.kinds[layer], self.stage
-        full = self.pipeline.full[stage, kind]
+        some = self._some(layer)
+        full = self.pipeline.full[stage, kind, some]
         shift = -_down((full + low[layer] - low[layer - 1]) / self.unit)
-        peak = full + chain.transient[kind] + self.needed.peak[stage, layer]
+        peak = full + chain.transient[kind, some] + self.needed.peak[stage, layer, some]
         first = _down(np.where(np.isfinite(peak), peak - low[layer - 1], 0.0) / self.unit)
-        order = self.places.order
-        found = _shifted(behind_s, behind_s[:, -1:])[
-            self.places.of[order], self.levels + np.clip(shift, -self.levels, self.levels)[order]
-        ]
-        found += self._own_s(layer)[order, None]
-        found[np.arange(self.levels) < np.where(np.isfinite(peak), first, self.levels)[order, None]] = np.inf
-        return np.minimum.reduceat(found, self.places.starts, axis=0)
+        at = self.places.of[some], self.levels + np.clip(shift, -self.levels, self.levels)
+        found = _shifted(behind_s, behind_s[:, -1:])[at]
+        found += self._own_s(layer, some)[:, None]
+        found[np.arange(self.levels) < np.where(np.isfinite(peak), first, self.levels)[:, None]] = np.inf
+        return self.places.least_of(some, found)
 
     def fill_through(self, low: np.ndarray, used: np.ndarray, behind_s: np.ndarray, through_s: np.ndarray) -> None:
         """Fills (L, S), from the first layer on."""
         chain, stage, budget = self.pipeline.chain, self.stage, self.pipeline.budget[self.stage]
-        before = np.full((chain.strategies, self.levels), np.inf)
+        before = np.full((self.places.count, self.levels), np.inf)
         paid_s = self.relaxation.paid_s[0] - self.relaxation.paid_s[stage]
         level = np.arange(self.levels)
         for layer in range(chain.layers):
-            kind = chain.kinds[layer]
-            reached = np.full((chain.strategies, self.levels), np.inf)
+            kind, some = chain.kinds[layer], self._some(layer)
+            reached = np.full((len(some), self.levels), np.inf)
             if np.isfinite(used[layer]):
-                full = self.pipeline.full[stage, kind]
+                full, of = self.pipeline.full[stage, kind, some], self.places.of[some]
                 if layer and np.isfinite(used[layer - 1]) and np.isfinite(before).any():
                     moved = scaled(self.places.move_s[chain.moves[layer]], self.relaxation.micro)
-                    least_s = self.places.least(before)
                     shift = _down((full + used[layer - 1] - used[layer]) / self.unit)
-                    least_s = np.stack([(step[:, None] + least_s).min(axis=0) for step in moved.T])
-                    reached = _shifted(least_s, np.inf)[self.places.of, self.levels - np.clip(shift, 0, self.levels)]
-                opened_s = self.relaxation.opened[stage, layer] - paid_s
-                begun = _down((full + self.pipeline.begin[stage, kind] - used[layer]) / self.unit)
+                    least_s = np.stack([(step[:, None] + before).min(axis=0) for step in moved.T])
+                    reached = _shifted(least_s, np.inf)[of, self.levels - np.clip(shift, 0, self.levels)]
+                opened_s = self.relaxation.opened[stage, layer, some] - paid_s
+                begun = _down((full + self.pipeline.begin[stage, kind, some] - used[layer]) / self.unit)
                 inside = np.flatnonzero((begun < self.levels) & np.isfinite(opened_s))
                 at = inside, np.maximum(begun[inside], 0)
                 reached[at] = np.minimum(reached[at], opened_s[inside])
-                reached += self._own_s(layer)[:, None]
+                reached += self._own_s(layer, some)[:, None]
                 left = budget - used[layer] - level * self.unit
-                peak = chain.transient[kind] + self.needed.peak[stage, layer]
+                peak = chain.transient[kind, some] + self.needed.peak[stage, layer, some]
                 reached[left < np.where(np.isfinite(peak), peak, np.inf)[:, None]] = np.inf
                 if np.isfinite(low[layer]):
                     there = _level(left, low[layer], self.unit, self.levels)
                     behind = np.where(there < 0, np.inf, behind_s[layer][:, np.maximum(there, 0)])
-                    through_s[layer] = (reached + behind[self.places.of]).min(axis=1)
-            before = reached
+                    through_s[layer, some] = (reached + behind[of]).min(axis=1)
+            before = self.places.least_of(some, reached)
 
-    def _own_s(self, layer: int) -> np.ndarray:
-        """(S,) of a layer."""
+    def _some(self, layer: int) -> np.ndarray:
+        """The strategies that a layer may have, by what they are of: often few."""
+        return self.places.order[self.allowed[layer, self.places.order]]
+
+    def _own_s(self, layer: int, some: np.ndarray) -> np.ndarray:
+        """(n,) of a layer under some strategies."""
         kind, chain = self.pipeline.chain.kinds[layer], self.pipeline.chain
-        own_s = scaled(chain.total_s[kind], self.relaxation.micro) + chain.step_s[kind] / self.pipeline.stages
-        return np.where(self.allowed[layer], own_s, np.inf)
+        once_s = chain.step_s[kind, some] / self.pipeline.stages
+        return scaled(chain.total_s[kind, some], self.relaxation.micro) + once_s
 
     def _ended_s(self, layer: int) -> np.ndarray:
         """(S,) of all stages behind, if this one ends with a layer."""

@@ -50,8 +50,7 @@ def _undominated(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
         for begin in range(start, end, _BLOCK):
             block = values[begin : min(begin + _BLOCK, end)]
             alive = ~_dominated(best, block)
-            below = (block[:, None, :] <= block[None, :, :]).all(axis=2)
-            alive &= ~np.triu(below, 1).any(axis=0)
+            alive &= ~np.triu(_nowhere_above(block, block), 1).any(axis=0)
             kept[begin : begin + len(block)] = alive
             best = np.concatenate([best, block[alive]])
     return kept
@@ -61,5 +60,13 @@ def _dominated(best: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Which rows of `block` some row of `best` exceeds nowhere."""
     result = np.zeros(len(block), dtype=bool)
     for start in range(0, len(best), _BLOCK):
-        result |= (best[start : start + _BLOCK, None, :] <= block[None, :, :]).all(axis=2).any(axis=0)
+        result |= _nowhere_above(best[start : start + _BLOCK], block).any(axis=0)
+    return result
+
+
+def _nowhere_above(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, m) whether each of some rows exceeds each of others nowhere: column by column, since there are few."""
+    result = np.ones((len(rows), len(others)), dtype=bool)
+    for own, other in zip(rows.T, others.T, strict=True):
+        result &= own[:, None] <= other
     return result

@@ -21,6 +21,9 @@ from galvatron.solver.tables import Pipeline, Rates
 _ROUNDS = 24
 """Prices are tried so many times."""
 
+FEW_ROUNDS = 3
+"""So many times to see what is far from being any good."""
+
 _PRECISE = 1e-4
 """A share of a bound that it is not worth another round for."""
 
@@ -53,6 +56,13 @@ class Ranks:
     def budget(self) -> np.ndarray:
         """(R,) bytes of each device."""
         return np.bincount(self.holders, self.pipeline.budget, self.devices)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all devices together have the bytes that every layer takes at least."""
+        chain = self.pipeline.chain
+        least = np.where(np.isfinite(chain.total_s), self.pipeline.full.min(axis=0), np.inf).min(axis=1)
+        return bool(least[chain.kinds].sum() <= self.budget.sum() * (1 + 1e-12))
 
     @cached_property
     def least_s(self) -> float:
@@ -105,12 +115,12 @@ class Priced:
         used = _used(ranks, charge, *_path(pipeline, weights, completions)) if np.isfinite(length_s) else np.nan
         return cls(ranks, charge, prices, weights, completions, float(length_s - paid_s), used - ranks.budget)
 
-    def columns(self, known_s: float) -> np.ndarray:
-        """Whether some layer may have a strategy in a choice that takes no more than what is known."""
+    def by_layer(self, known_s: float) -> np.ndarray:
+        """(L, S) whether a layer may have a strategy in a choice that takes no more than what is known."""
         reached = self.weights.reached(self.ranks.pipeline)[0]
         paid_s = self.ranks.pipeline.paid_s(self.prices[self.ranks.holders]).sum()
         limit_s = known_s + paid_s + 1e-11 * (abs(known_s) + paid_s)
-        return (reached + self.completions <= limit_s).any(axis=(0, 1))
+        return (reached + self.completions <= limit_s).any(axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,30 +136,38 @@ class RankBounds:
 
     def columns(self, known_s: float) -> np.ndarray:
         """The strategies that some layer may have in a choice that is no slower than one that is known."""
-        return np.flatnonzero(np.all([each.columns(known_s) for each in self.priced], axis=0))
+        return np.flatnonzero(self.by_layer(known_s).any(axis=0))
+
+    def by_layer(self, known_s: float) -> np.ndarray:
+        """(L, S) whether a layer may have a strategy in such a choice."""
+        return np.all([each.by_layer(known_s) for each in self.priced], axis=0)
 
 
-def rank_bounds(ranks: Ranks, known_s: float) -> RankBounds:
-    """Bounds, no better than it takes to tell that nothing beats what is known."""
+def rank_bounds(ranks: Ranks, known_s: float, rounds: int = _ROUNDS) -> RankBounds:
+    """Bounds, no better than it takes to tell that nothing beats what is known.
+
+    Args:
+        rounds: how often prices are tried.
+    """
     charges = [at_end(ranks.pipeline)]
     if (ranks.pipeline.updating > ranks.pipeline.full).any():
         charges.append(in_update(ranks.pipeline))
     found: list[Priced] = []
     for charge in charges:
-        found.append(_best(ranks, charge, known_s))
+        found.append(_best(ranks, charge, known_s, rounds))
         if found[-1].least_s >= known_s:
             break
     return RankBounds(tuple(found))
 
 
-def _best(ranks: Ranks, charge: Charge, known_s: float) -> Priced:
+def _best(ranks: Ranks, charge: Charge, known_s: float, rounds: int) -> Priced:
     """At about the best prices: first one for all bytes, then each device's own."""
     best = small = Priced.of(ranks, charge, np.zeros(ranks.devices))
     if (best.over <= 0).all() or not np.isfinite(best.least_s):
         return best
     price = best.least_s / ranks.budget.sum()
     over = best.over.sum() > 0
-    for _ in range(_ROUNDS if over else 0):  # a price that is too high, or one at which nothing is left to find
+    for _ in range(rounds if over else 0):  # a price that is too high, or one at which nothing is left to find
         found = Priced.of(ranks, charge, np.full(ranks.devices, price))
         best = max(best, found, key=_least_s)
         if best.least_s >= known_s or not np.isfinite(best.least_s):
@@ -161,14 +179,14 @@ def _best(ranks: Ranks, charge: Charge, known_s: float) -> Priced:
         if over:
             return best
     if over:
-        best = max(best, _between(ranks, charge, small, found, known_s), key=_least_s)
-    return _ascended(best, known_s)
+        best = max(best, _between(ranks, charge, small, found, known_s, rounds), key=_least_s)
+    return _ascended(best, known_s, rounds)
 
 
-def _between(ranks: Ranks, charge: Charge, low: Priced, high: Priced, known_s: float) -> Priced:
+def _between(ranks: Ranks, charge: Charge, low: Priced, high: Priced, known_s: float, rounds: int) -> Priced:
     """At the best price for all bytes alike, between one that is too low and one that is too high."""
     best = max(low, high, key=_least_s)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         # Where the lines meet that the choices at both prices are on.
         rise, fall = low.over.sum(), high.over.sum()
         if rise - fall <= 0:
@@ -183,10 +201,10 @@ def _between(ranks: Ranks, charge: Charge, low: Priced, high: Priced, known_s: f
     return best
 
 
-def _ascended(best: Priced, known_s: float) -> Priced:
+def _ascended(best: Priced, known_s: float, rounds: int) -> Priced:
     """With a price for each device, by steps along what is over (Polyak, 1969) towards what is known."""
     at, wanted_s, scale = best, known_s if np.isfinite(known_s) else best.least_s * 1.05, 1.0
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         length = (at.over**2).sum()
         if best.least_s >= known_s or not length or scale < 1 / 64:
             break

@@ -49,7 +49,7 @@ def answers(model: CostModel, strategies: Sequence[Strategy] = STRATEGIES) -> li
             told += [taken(many, place) for place in range(len(strategies))]
             told += [model.layer(index, strategy, MICRO_BATCH, ties) for strategy in strategies]
     for index in range(1, len(model.kinds())):
-        told += model.conversions_s(index, strategies, MICRO_BATCH).tolist()
+        told += model.conversions_s(index, strategies[1:], strategies, MICRO_BATCH).tolist()
         told += [model.conversion_s(index, strategies[0], after, MICRO_BATCH) for after in strategies]
         told += [model.boundary_bytes(index, strategy, MICRO_BATCH) for strategy in strategies]
         told += [model.transfer_s(index, strategy, MICRO_BATCH) for strategy in strategies]

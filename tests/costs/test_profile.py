@@ -143,6 +143,19 @@ def test_saved_bytes_are_those_of_autograd(name: str, batch: int) -> None:
     assert predicted == sum(kept.values())
 
 
+def test_what_is_copied_at_one_batch_size_only_counts_in_proportion_to_the_larger_one() -> None:
+    """Two columns of a batch of two are one behind the other once a dimension of half the batch is in front."""
+    halves = TensorType("f32", (LOCAL_BATCH / 2, S, D))
+    turned = Op("aten.permute.default", (Ref("x"), (1, 0, 2)), (), (value("turned"),))
+    rows = Op("aten.reshape.default", (Ref("turned"), (-1, D)), (), (value("rows"),))
+    graph = Graph((Value("x", halves),), (), (turned, rows), ("rows",))
+    profile = profile_graph(graph, (), frozenset({"x"}))
+    (copy,) = launches(profile.forward)
+    assert copy.at(4).traffic_bytes == 2 * (4 // 2 * S * D * 4)
+    assert copy.at(2).traffic_bytes == copy.at(4).traffic_bytes / 2
+    assert profile.saved_bytes(4) == 0
+
+
 def test_values_without_a_gradient_are_counted_apart() -> None:
     graph = clustered().class_of["block"].graph
     profile = profile_graph(graph, (), frozenset({"x", "up.weight", "down.weight", "down.bias"}))

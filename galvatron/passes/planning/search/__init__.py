@@ -25,9 +25,10 @@ from galvatron.passes.base import Bytes, Pass
 from galvatron.passes.planning.constraints import Constraints
 from galvatron.passes.planning.search.columns import Choice
 from galvatron.passes.planning.search.fastest import fastest
+from galvatron.passes.planning.search.garbage import uncollected
 from galvatron.passes.planning.search.least import least_budget
 from galvatron.passes.planning.search.misses import check_fixed, nearest_miss
-from galvatron.passes.planning.search.tables import Stages
+from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.passes.planning.search.watch import Stopped, Watch, limited
 from galvatron.passes.planning.tree import divisors
 from galvatron.schedules import Schedule
@@ -64,6 +65,11 @@ class Problem:
     choices: list[Choice]
     budget_bytes: int
     skew: float | None
+
+    @cached_property
+    def builders(self) -> list[TableBuilder]:
+        """The tables of each choice, which all that is asked of the problem shares."""
+        return TableBuilder.of(self.model, self.choices)
 
     def plan(self, setting: Setting, stages: Stages) -> Plan:
         """What a solution means, with its time and memory."""
@@ -136,11 +142,11 @@ class Search(Pass):
 
     def run(self, program: Program) -> Program:
         problem = self.problem(program)
-        program, model, choices = problem.program, problem.model, problem.choices
+        program, choices = problem.program, problem.choices
         watch = Watch()
         budget_bytes, complete = self._found(problem, watch)
         if watch.best is None and complete:
-            raise BudgetError(nearest_miss(program, model, choices, budget_bytes))
+            raise BudgetError(nearest_miss(program, problem.builders, budget_bytes))
         if watch.best is None:
             raise PlanError(
                 f"the time limit of {self.time_limit_s} s was over before any plan was found, with the costs of "
@@ -181,12 +187,12 @@ class Search(Pass):
 
     def _found(self, problem: Problem, watch: Watch) -> tuple[int, bool]:
         """The budget within which the watch then has the best plan, and whether the search came to its end."""
-        model, choices, budget_bytes = problem.model, problem.choices, problem.budget_bytes
+        builders, budget_bytes = problem.builders, problem.budget_bytes
         try:
-            with limited(self.time_limit_s):
+            with uncollected(), limited(self.time_limit_s):
                 if self.objective == "memory":
-                    budget_bytes = least_budget(model, choices, budget_bytes, watch)
-                fastest(model, choices, budget_bytes, gap=self.gap, width=self.width, watch=watch)
+                    budget_bytes = least_budget(builders, budget_bytes, watch)
+                fastest(builders, budget_bytes, gap=self.gap, width=self.width, watch=watch)
         except Stopped:
             return budget_bytes, False
         except KeyboardInterrupt:

@@ -16,31 +16,19 @@ Choice = tuple[Setting, list[tuple[Strategy, ...]]]
 
 
 class Columns:
-    """Columns of tables, which settings share that differ in their schedule alone.
+    """Columns of tables, which settings share that differ in their schedule alone. All costs are asked for when they
+    are first needed, and then known whatever the budget is.
 
     Columns of one place have the same mesh and keep equally many shared bytes.
 
     Attributes:
         candidates: the strategies that each layer may have.
-        strategies: of each column. place: (S,) the place of each. heads: the first strategy of each place.
-        mesh: (G,) a number for each place, the same for those of one mesh. shared: (G,) bytes that a place shares.
     """
 
     def __init__(self, model: CostModel, setting: Setting, candidates: Sequence[Sequence[Strategy]]) -> None:
         self.model, self.candidates = model, candidates
         self.kinds = (*model.kinds(), None)
         self._size, self._ties = setting.micro_batch, setting.ties
-        unlike = {id(options): options for options in candidates}.values()
-        places: dict[Hashable, list[Strategy]] = {}
-        for strategy in dict.fromkeys(strategy for options in unlike for strategy in options):
-            shared_bytes = model.shared_bytes(strategy, self._size, self._ties)
-            places.setdefault((strategy.axes, shared_bytes), []).append(strategy)
-        self.heads = [members[0] for members in places.values()]
-        self.strategies = [strategy for members in places.values() for strategy in members]
-        self.place = np.repeat(np.arange(len(places)), [len(members) for members in places.values()])
-        meshes = list(dict.fromkeys(head.axes for head in self.heads))
-        self.mesh = np.array([meshes.index(head.axes) for head in self.heads])
-        self.shared = np.array([model.shared_bytes(head, self._size, self._ties) for head in self.heads])
         self._costs: dict[Hashable, tuple[list[int], LayerCost | None]] = {}
         self._received: dict[Hashable, np.ndarray] = {}
 
@@ -53,6 +41,42 @@ class Columns:
             if key not in known or known[key].candidates != candidates:
                 known[key] = Columns(model, setting, candidates)
             yield known[key]
+
+    @cached_property
+    def _places(self) -> list[tuple[float, list[Strategy]]]:
+        """Of each place the bytes that it shares, and the strategies."""
+        unlike = {id(options): options for options in self.candidates}.values()
+        places: dict[tuple[Hashable, float], list[Strategy]] = {}
+        for strategy in dict.fromkeys(strategy for options in unlike for strategy in options):
+            shared_bytes = self.model.shared_bytes(strategy, self._size, self._ties)
+            places.setdefault((strategy.axes, shared_bytes), []).append(strategy)
+        return [(shared_bytes, members) for (_, shared_bytes), members in places.items()]
+
+    @cached_property
+    def heads(self) -> list[Strategy]:
+        """The first strategy of each place."""
+        return [members[0] for _, members in self._places]
+
+    @cached_property
+    def strategies(self) -> list[Strategy]:
+        """That of each column."""
+        return [strategy for _, members in self._places for strategy in members]
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """(S,) the place of each column."""
+        return np.repeat(np.arange(len(self._places)), [len(members) for _, members in self._places])
+
+    @cached_property
+    def mesh(self) -> np.ndarray:
+        """(G,) a number for each place, the same for those of one mesh."""
+        meshes = list(dict.fromkeys(head.axes for head in self.heads))
+        return np.array([meshes.index(head.axes) for head in self.heads])
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """(G,) bytes that a place shares."""
+        return np.array([shared_bytes for shared_bytes, _ in self._places])
 
     @cached_property
     def repeated(self) -> list[list[int]]:

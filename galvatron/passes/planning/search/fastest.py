@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting
-from galvatron.passes.planning.search.columns import Choice, Columns
 from galvatron.passes.planning.search.problems import Joint, Problem, uniform
-from galvatron.passes.planning.search.tables import Stages
+from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.passes.planning.search.watch import Watch
 from galvatron.solver import Bounds, RankBounds
 
@@ -31,8 +29,7 @@ _WIDER = 8
 
 
 def fastest(
-    model: CostModel,
-    choices: Sequence[Choice],
+    builders: Sequence[TableBuilder],
     budget_bytes: float,
     *,
     gap: float = 0.0,
@@ -49,33 +46,34 @@ def fastest(
     is a plan; of the others what they promise stands in what is proven.
 
     Args:
+        builders: of the choices.
         gap: the share of its time that it may be slower than the best one by.
         width: how many partial choices are followed (`solve_pipeline`); None for as many as that takes.
         watch: is told what is found on the way, and what is proven of it in the end.
     """
     watch = watch or Watch()
     problems: list[Problem] = []
-    for choice, columns in zip(choices, Columns.of(model, choices), strict=True):
-        watch.costing(len(problems), len(choices))
-        problems.append(Problem.of(model, choice, budget_bytes, columns))
+    for builder in builders:
+        watch.costing(len(problems), len(builders))
+        problems.append(Problem.of(builder, budget_bytes))
     best: tuple[Setting, Stages] | None = None
     best_s = bound_s = math.inf
 
-    def try_(which: int, columns: np.ndarray, **limits: Any) -> float:
-        """Looks for something better, and returns what else takes at least."""
+    def try_(which: int, left: np.ndarray, **limits: Any) -> float:
+        """Looks for something better among what is left to each layer, and returns what else takes at least."""
         nonlocal best, best_s
-        if not len(columns):
+        if not left.any():
             return math.inf
-        found, least = problems[which].solved(columns, best_s, **limits)
+        found, least = problems[which].solved(left, best_s, **limits)
         if found is not None:
-            best_s, best = found[0], (choices[which][0], found[1])
+            best_s, best = found[0], (builders[which].setting, found[1])
             watch.found(best_s, best)
         return least
 
     for uniform_s, which, column in uniform(problems, _UNIFORM):
         if uniform_s >= best_s:
             break
-        try_(which, np.array([column]))
+        try_(which, problems[which].everywhere(np.array([column])))
     waiting: list[tuple[int, float, int, Bounds | RankBounds | None]] = [
         (_LAST if isinstance(problem, Joint) else _FIRST, problem.least_s, which, None)
         for which, problem in enumerate(problems)
@@ -86,7 +84,7 @@ def fastest(
     while waiting:
         turn, promised_s, which, bounds = heapq.heappop(waiting)
         wanted_s = best_s * (1 - gap)
-        watch.solving(len(choices) - len(waiting) - 1, len(choices), min(wanted_s, bound_s, *promises.values()))
+        watch.solving(len(builders) - len(waiting) - 1, len(builders), min(wanted_s, bound_s, *promises.values()))
         del promises[which]
         if promised_s >= wanted_s:
             continue
@@ -94,7 +92,7 @@ def fastest(
             bounds = problems[which].glance(wanted_s)
             if bounds is not None:
                 if isinstance(bounds, Bounds):
-                    try_(which, bounds.started)
+                    try_(which, problems[which].everywhere(bounds.started))
                 promises[which] = max(promised_s, bounds.least_s)
                 heapq.heappush(waiting, (turn, promises[which], which, bounds))
             continue
@@ -103,11 +101,11 @@ def fastest(
             bound_s = min(bound_s, promised_s)
             continue
         wider = width and width * (_WIDER if turn == _AGAIN else 1)
-        least = max(promised_s, try_(which, bounds.columns(wanted_s), gap=gap, width=wider))
+        least = max(promised_s, try_(which, bounds.by_layer(wanted_s), gap=gap, width=wider))
         if turn == _FIRST and least < best_s * (1 - gap):
             promises[which] = least
             heapq.heappush(waiting, (_AGAIN, least, which, bounds))
         else:
             bound_s = min(bound_s, least)
-    watch.solving(len(choices), len(choices), min(bound_s, best_s * (1 - gap)))
+    watch.solving(len(builders), len(builders), min(bound_s, best_s * (1 - gap)))
     return best

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from galvatron.costs.model import CostModel
 from galvatron.costs.objective import evaluate_plan, peak_bytes
-from galvatron.passes.planning.search.columns import Choice
 from galvatron.passes.planning.search.fastest import fastest
+from galvatron.passes.planning.search.tables import TableBuilder
 from galvatron.passes.planning.search.watch import Watch
 
 _ANY = 0.999
@@ -16,7 +15,7 @@ _ANY = 0.999
 _PRECISION = 1 / 1024
 
 
-def least_budget(model: CostModel, choices: Sequence[Choice], budget_bytes: int, watch: Watch) -> int:
+def least_budget(builders: Sequence[TableBuilder], budget_bytes: int, watch: Watch) -> int:
     """A budget that some plan fits, and no plan one that is smaller by more than a thousandth; the budget given, if
     none fits that.
 
@@ -25,23 +24,23 @@ def least_budget(model: CostModel, choices: Sequence[Choice], budget_bytes: int,
     Args:
         watch: is told of plans with ever less memory.
     """
-    choices = [choice for choice in choices if choice[0].order.stages_per_rank == 1] or choices
-    least, enough = 0, _needed(model, choices, budget_bytes, watch)
+    builders = [builder for builder in builders if not builder.joint] or builders
+    least, enough = 0, _needed(builders, budget_bytes, watch)
     if enough is None:
         return budget_bytes
     while enough - least > enough * _PRECISION:
         tried = (least + enough) // 2
-        needed = _needed(model, choices, tried, watch)
+        needed = _needed(builders, tried, watch)
         least, enough = (tried, enough) if needed is None else (least, needed)
     return enough
 
 
-def _needed(model: CostModel, choices: Sequence[Choice], budget_bytes: int, watch: Watch) -> int | None:
+def _needed(builders: Sequence[TableBuilder], budget_bytes: int, watch: Watch) -> int | None:
     """The bytes of some plan that fits a budget; None if there is no such plan."""
     own = Watch()
-    found = fastest(model, choices, budget_bytes, gap=_ANY, watch=own)
+    found = fastest(builders, budget_bytes, gap=_ANY, watch=own)
     if found is None:
         return None
     watch.found(own.best_s, own.best)
     setting, stages = found
-    return max(peak_bytes(setting, evaluate_plan(model, setting, stages)[1]))
+    return max(peak_bytes(setting, evaluate_plan(builders[0].model, setting, stages)[1]))

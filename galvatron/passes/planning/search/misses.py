@@ -9,15 +9,14 @@ from operator import itemgetter
 import numpy as np
 
 from galvatron.costs.estimate import workspace_bytes
-from galvatron.costs.model import CostModel
 from galvatron.costs.objective import Setting, evaluate_plan, peak_bytes
 from galvatron.errors import BudgetError
 from galvatron.ir.plan import runs
 from galvatron.ir.planned import balanced
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
-from galvatron.passes.planning.search.columns import Choice, Columns
-from galvatron.passes.planning.search.tables import Stages
+from galvatron.passes.planning.search.columns import Columns
+from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.units import format_bytes
 
 
@@ -38,21 +37,21 @@ _LOOKED_AT = 4
 """So many plans are looked at, those whose devices take least together."""
 
 
-def nearest_miss(program: Program, model: CostModel, choices: Sequence[Choice], budget_bytes: int) -> str:
+def nearest_miss(program: Program, builders: Sequence[TableBuilder], budget_bytes: int) -> str:
     """A message that names a plan that comes near the budget, its worst stage and the bytes it is over.
 
     Looked for among plans of the one strategy with the least memory, and of that with the least in each layer, with
     stages of equal memory.
     """
     thrifty = [
-        (sum(weights) / setting.pipeline_degree, setting, strategies, weights)
-        for (setting, _), columns in zip(choices, Columns.of(model, choices), strict=True)
-        for strategies, weights in _thrifty(setting, columns)
+        (sum(weights) / builder.setting.pipeline_degree, builder.setting, strategies, weights)
+        for builder in builders
+        for strategies, weights in _thrifty(builder.setting, builder.columns)
     ]
     least: tuple[float, str] | None = None
     for _, setting, strategies, weights in sorted(thrifty, key=itemgetter(0))[:_LOOKED_AT]:
         stages = _in_stages(strategies, balanced(weights, len(setting.holders)))
-        peaks = list(peak_bytes(setting, evaluate_plan(model, setting, stages)[1]))
+        peaks = list(peak_bytes(setting, evaluate_plan(builders[0].model, setting, stages)[1]))
         over = max(peaks) - budget_bytes
         if least is None or over < least[0]:
             least = over, _message(program, setting, stages, peaks, budget_bytes)

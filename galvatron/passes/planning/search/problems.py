@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from galvatron.costs.model import CostModel
 from galvatron.costs.objective import evaluate_plan, memory_of_ranks
-from galvatron.passes.planning.search.columns import Choice, Columns
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.solver import (
+    FEW_ROUNDS,
     Bounds,
     InfeasibleError,
     Pipeline,
@@ -41,9 +40,8 @@ class Problem(ABC):
     free: Pipeline
 
     @staticmethod
-    def of(model: CostModel, choice: Choice, budget_bytes: float, columns: Columns | None = None) -> Problem:
-        """By whether the time of its schedule adds up from its stages; for `columns` see `TableBuilder`."""
-        builder = TableBuilder(model, *choice, columns)
+    def of(builder: TableBuilder, budget_bytes: float) -> Problem:
+        """By whether the time of its schedule adds up from its stages."""
         kind = Separable if builder.setting.order.phases else Joint
         return kind(builder, budget_bytes, builder.free(budget_bytes))
 
@@ -58,9 +56,19 @@ class Problem(ABC):
 
     @abstractmethod
     def solved(
-        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
     ) -> tuple[Found | None, float]:
-        """A plan of some strategies that is faster than what is known, and what no other of these takes less than."""
+        """A plan that is faster than what is known, and what no other of these takes less than.
+
+        Args:
+            left: (L, S) whether a layer may have a column.
+        """
+
+    def everywhere(self, columns: np.ndarray) -> np.ndarray:
+        """(L, S) some columns, for all layers."""
+        left = np.zeros((self.free.chain.layers, self.free.chain.strategies), dtype=bool)
+        left[:, columns] = True
+        return left
 
 
 class Separable(Problem):
@@ -75,9 +83,9 @@ class Separable(Problem):
         return bounds if bounds.relaxations else None
 
     def solved(
-        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
     ) -> tuple[Found | None, float]:
-        tables = self.builder.tables(self.budget_bytes, columns)
+        tables = self.builder.tables(self.budget_bytes, left)
         try:
             found, bound_s = improved(tables.pipeline, known_s=known_s, gap=gap, width=width)
         except InfeasibleError:
@@ -95,13 +103,18 @@ class Joint(Problem):
         return self.builder.ranks(self.free).least_s
 
     def glance(self, known_s: float) -> RankBounds | None:
+        # A schedule that is far too slow needs nobody to look for all that its ranks wait for.
+        ranks = self.builder.ranks(self.free)
+        if not ranks.fits or rank_bounds(ranks, known_s, FEW_ROUNDS).least_s >= known_s:
+            return None
         bounds = rank_bounds(self.builder.ranks(self.free, closely=True), known_s)
         return bounds if bounds.least_s < known_s else None
 
     def solved(
-        self, columns: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
     ) -> tuple[Found | None, float]:
-        tables = self.builder.tables(self.budget_bytes, columns)
+        # What takes one path's share of a move knows none that is endless.
+        tables = self.builder.tables(self.budget_bytes, self.everywhere(np.flatnonzero(left.any(axis=0))))
         model, setting = self.builder.model, self.builder.setting
 
         def price(choice: np.ndarray, borders: np.ndarray) -> tuple[float, np.ndarray]:

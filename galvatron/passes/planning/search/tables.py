@@ -17,7 +17,7 @@ from galvatron.costs.steepest import steepest
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.passes.planning.search.borders import Borders
-from galvatron.passes.planning.search.columns import Columns
+from galvatron.passes.planning.search.columns import Choice, Columns
 from galvatron.schedules import SENDS_IN_FLIGHT, held_when_most, paths, way_through
 from galvatron.solver import Chain, Opening, Pipeline, Ranks, Rates
 
@@ -46,24 +46,37 @@ class TableBuilder:
     stage has at a time counts as its share.
 
     Args:
-        candidates: the strategies that each layer may have.
-        columns: those of them, made for a setting that differs in its schedule at most; None to make them.
+        columns: made for this setting, or for one that differs in its schedule alone.
     """
 
-    def __init__(
-        self,
-        model: CostModel,
-        setting: Setting,
-        candidates: Sequence[Sequence[Strategy]],
-        columns: Columns | None = None,
-    ) -> None:
-        self.columns = columns or Columns(model, setting, candidates)
-        self.model, self.setting, self.candidates = model, setting, self.columns.candidates
-        self.kinds, self.heads, self.place = self.columns.kinds, self.columns.heads, self.columns.place
-        self.strategies = self.columns.strategies
+    def __init__(self, setting: Setting, columns: Columns) -> None:
+        self.setting, self.columns, self.model = setting, columns, columns.model
+        self.candidates, self.kinds = columns.candidates, columns.kinds
         self.joint = setting.order.stages_per_rank > 1
-        nothing: list[list[int]] = [[] for _ in candidates]
-        self.borders = Borders.of(nothing if self.joint else self.columns.repeated, setting.pipeline_degree)
+
+    @staticmethod
+    def of(model: CostModel, choices: Sequence[Choice]) -> list[TableBuilder]:
+        """Those of some choices, which ask for costs when they are asked for tables."""
+        pairs = zip(choices, Columns.of(model, choices), strict=True)
+        return [TableBuilder(setting, columns) for (setting, _), columns in pairs]
+
+    @property
+    def heads(self) -> list[Strategy]:
+        return self.columns.heads
+
+    @property
+    def place(self) -> np.ndarray:
+        return self.columns.place
+
+    @property
+    def strategies(self) -> list[Strategy]:
+        return self.columns.strategies
+
+    @cached_property
+    def borders(self) -> Borders:
+        """What columns remember."""
+        nothing: list[list[int]] = [[] for _ in self.candidates]
+        return Borders.of(nothing if self.joint else self.columns.repeated, self.setting.pipeline_degree)
 
     def free(self, budget_bytes: float) -> Pipeline:
         """The problem without moves, of which no choice takes more: all columns are in one place."""
@@ -74,20 +87,22 @@ class TableBuilder:
         least = {**rows, "end": rows["end"].min(axis=-1, keepdims=True)}
         return self._pipeline(budget_bytes, place, least, np.zeros(layers, dtype=int), nothing)
 
-    def tables(self, budget_bytes: float, columns: np.ndarray | None = None) -> Tables:
-        """The tables, with a budget of a device.
+    def tables(self, budget_bytes: float, left: np.ndarray | None = None) -> Tables:
+        """The tables, with a budget of a device. Moves between meshes that no neighbours have are endless.
 
         Args:
-            columns: those of the strategies of which some are wanted; None for all.
+            left: (L, S) whether a layer may have a column; None for all.
         """
-        count, memories = len(self.place), self.borders.memories
-        wanted = np.arange(count) if columns is None else np.unique(columns % count)
+        count, layers, memories = len(self.place), len(self.candidates), self.borders.memories
+        every_one = np.ones((layers, 1, count), dtype=bool)
+        own = np.logical_or.reduce(every_one if left is None else left.reshape(layers, -1, count), axis=1)
+        wanted = np.flatnonzero(own.any(axis=0))
         heads, place = np.unique(self.place[wanted], return_inverse=True)
         every = {"end": np.concatenate([heads + memory * len(self.heads) for memory in memories])}
-        own = np.concatenate([wanted + memory * count for memory in memories])
-        rows = {name: row[..., every.get(name, own)] for name, row in self._rows.items()}
-        moves, seconds = _numbered([self._move_key(max(1, i)) for i in range(len(self.candidates))])
-        steps = _stacked([self._moves(max(1, i), heads) for i in seconds])
+        columns = np.concatenate([wanted + memory * count for memory in memories])
+        rows = {name: row[..., every.get(name, columns)] for name, row in self._rows.items()}
+        there = np.stack([own[:, self.place == head].any(axis=1) for head in heads], axis=1)
+        moves, steps = self._numbered_moves(heads, there)
         places = np.concatenate([place + memory * len(heads) for memory in memories])
         pipeline = self._pipeline(budget_bytes, places, rows, moves, steps)
         return Tables(pipeline, tuple(self.strategies[column] for column in wanted) * len(memories))
@@ -225,8 +240,23 @@ class TableBuilder:
         ends, holders = (0, len(self.candidates) - 1), self.setting.holders
         return cost.beside(lambda earlier: (earlier, index) != ends or holders[0] == holders[-1])
 
-    def _moves(self, index: int, places: np.ndarray) -> dict[str, np.ndarray]:
-        """Of the move to a layer between places; see `Chain` and `Pipeline`."""
+    def _numbered_moves(self, places: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """For each layer the number of the move to it, and of each of these; see `_moves`.
+
+        Args:
+            there: (L, G) whether a layer may be in a place.
+        """
+        moves, firsts = _numbered([self._move_key(max(1, i)) for i in range(len(there))])
+        behind = [1 + np.flatnonzero(moves[1:] == number) for number in range(len(firsts))]
+        ends = [(np.logical_or.reduce(there[its - 1]), np.logical_or.reduce(there[its])) for its in behind]
+        return moves, _stacked([self._moves(max(1, i), places, *both) for i, both in zip(firsts, ends, strict=True)])
+
+    def _moves(self, index: int, places: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+        """Of the move to a layer between places; see `Chain` and `Pipeline`.
+
+        Args:
+            before, after: whether the layer before, and this one, may be in each place.
+        """
         heads = [self.heads[place] for place in places]
         model, setting, borders, count = self.model, self.setting, self.borders, len(heads)
         shape = (count * len(borders.memories),) * 2
@@ -234,15 +264,19 @@ class TableBuilder:
         if index < len(self.candidates):
             size = setting.micro_batch
             meshes = list({head.axes: head for head in heads}.values())
-            mesh = [[one.axes for one in meshes].index(head.axes) for head in heads]
-            between = model.conversions_s(index, meshes, size)
+            mesh = np.array([[one.axes for one in meshes].index(head.axes) for head in heads])
+            sources, targets = np.unique(mesh[before]), np.unique(mesh[after])
+            between = np.full((len(meshes), len(meshes)), np.inf)
+            between[np.ix_(sources, targets)] = model.conversions_s(
+                index, [meshes[one] for one in sources], [meshes[one] for one in targets], size
+            )
             converted = between[np.ix_(mesh, mesh)]
             sent = [setting.shared_pace.beside(model.transfer_s(index, s, size)) for s in heads]
             going[:], entering[:] = np.inf, np.inf
-            for before in borders.memories:
-                rows = slice(before * count, (before + 1) * count)
-                for table, after in ((going, borders.going(index, before)), (entering, borders.entering(index))):
-                    table[rows, after * count : (after + 1) * count] = converted
+            for had in borders.memories:
+                rows = slice(had * count, (had + 1) * count)
+                for table, has in ((going, borders.going(index, had)), (entering, borders.entering(index))):
+                    table[rows, has * count : (has + 1) * count] = converted
             kept[:] = np.tile(self.columns.added_bytes(places), (len(borders.memories),) * 2)
             receiving[:] = np.tile(sent, len(borders.memories))[:, None]
         return {"move_s": going, "move_kept": kept, "enter_s": entering, "receive_s": receiving}

@@ -19,6 +19,7 @@ from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
 from galvatron.passes.planning.search import ways
 from galvatron.passes.planning.search.fastest import fastest
+from galvatron.passes.planning.search.tables import TableBuilder
 from galvatron.passes.planning.search.watch import Watch
 from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
 
@@ -90,7 +91,7 @@ def check_optimum(
             if all(bytes_of(r) <= budget for r in reports):
                 best = min(best, step_time_s)
     candidates = [STRATEGIES] * len(model.classes)
-    found = fastest(model, list(ways(model.tied(), setting, candidates)), budget)
+    found = fastest(TableBuilder.of(model, list(ways(model.tied(), setting, candidates))), budget)
     if best == float("inf"):
         assert found is None
         return
@@ -133,7 +134,8 @@ def check_bound(model: TableModel, micro_batches: int, schedule: str, budget: in
             if max(memory.total for memory in memory_of_ranks(own, reports)) <= budget:
                 best_s = min(best_s, step_time_s)
     watch = Watch()
-    found = fastest(model, list(ways(model.tied(), setting, [STRATEGIES] * len(model.classes))), budget, watch=watch)
+    choices = list(ways(model.tied(), setting, [STRATEGIES] * len(model.classes)))
+    found = fastest(TableBuilder.of(model, choices), budget, watch=watch)
     assert watch.bound_s <= best_s * (1 + 1e-9)
     if found is None:  # nothing was found; that nothing fits is what an infinite bound says
         return
