@@ -63,13 +63,13 @@ def _played_out(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for_rows += won
         for_rows -= weights @ won
         np.maximum(for_rows, 0.0, out=for_rows)
-        if total := np.add.reduce(for_rows):
+        if total := for_rows.sum():
             weights = for_rows / total
         lost = weights @ lengths
         for_columns += shares @ lost
         for_columns -= lost
         np.maximum(for_columns, 0.0, out=for_columns)
-        if total := np.add.reduce(for_columns):
+        if total := for_columns.sum():
             shares = for_columns / total
         mean_weights += turn * weights
         mean_shares += turn * shares

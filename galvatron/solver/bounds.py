@@ -87,7 +87,7 @@ class Bounds:
     def by_layer(self, known_s: float) -> np.ndarray:
         """(L, S) whether a layer may have a strategy in such a choice."""
         allowed, _ = self.allowed(self.limits_s(known_s))
-        return np.logical_or.reduce(allowed)
+        return np.any(allowed, axis=0)
 
     @property
     def started(self) -> np.ndarray:

@@ -95,7 +95,7 @@ class TableBuilder:
         """
         count, layers, memories = len(self.place), len(self.candidates), self.borders.memories
         every_one = np.ones((layers, 1, count), dtype=bool)
-        own = np.logical_or.reduce(every_one if left is None else left.reshape(layers, -1, count), axis=1)
+        own = np.any(every_one if left is None else left.reshape(layers, -1, count), axis=1)
         wanted = np.flatnonzero(own.any(axis=0))
         heads, place = np.unique(self.place[wanted], return_inverse=True)
         every = {"end": np.concatenate([heads + memory * len(self.heads) for memory in memories])}
@@ -248,7 +248,7 @@ class TableBuilder:
         """
         moves, firsts = _numbered([self._move_key(max(1, i)) for i in range(len(there))])
         behind = [1 + np.flatnonzero(moves[1:] == number) for number in range(len(firsts))]
-        ends = [(np.logical_or.reduce(there[its - 1]), np.logical_or.reduce(there[its])) for its in behind]
+        ends = [(np.any(there[its - 1], axis=0), np.any(there[its], axis=0)) for its in behind]
         return moves, _stacked([self._moves(max(1, i), places, *both) for i, both in zip(firsts, ends, strict=True)])
 
     def _moves(self, index: int, places: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
