@@ -7,11 +7,14 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from galvatron.errors import CaptureError
 from galvatron.ir.capture import Captured, capture_graph, export
 from tests import models
+from tests.ir import writing
 
 
 class Net(nn.Module):
@@ -133,6 +136,32 @@ def test_what_is_written_into_a_view_that_nobody_else_reads() -> None:
     assert len(targets) < len(by_torch.program.required_graph.ops)
     loss = models.run(found.program.required_graph, models.tensors_of(found.program, net, batch, found.constants), 4)
     assert torch.equal(loss, net(**batch))
+
+
+def check_writing(net: writing.Writing) -> None:
+    """A random function, of more samples than it was captured with, unless autograd or capture refuses it."""
+    batch = {"x": torch.randn(7, 6, dtype=torch.float64)}
+    try:
+        wanted = models.loss_and_gradients(net(**batch), net)
+        captured = capture_graph(net, {"x": torch.randn(4, 6, dtype=torch.float64)})
+    except (RuntimeError, CaptureError):
+        assume(False)
+    tensors = models.tensors_of(captured.program, net, batch, captured.constants)
+    loss = models.run(captured.program.required_graph, tensors, 7)
+    models.assert_close(models.loss_and_gradients(loss, net), wanted, 1e-12)
+
+
+@given(writing.models)
+@settings(max_examples=10, deadline=None)
+def test_what_is_written_into_tensors_that_are_looked_at_in_several_ways(net: writing.Writing) -> None:
+    check_writing(net)
+
+
+@pytest.mark.slow
+@given(writing.models)
+@settings(max_examples=400, deadline=None)
+def test_many_functions_that_write(net: writing.Writing) -> None:
+    check_writing(net)
 
 
 @pytest.mark.slow
