@@ -15,9 +15,9 @@ class Storages:
 
     def __init__(self, given: int, count: int) -> None:
         self.live_bytes: Sizes = (0,) * count
-        self.peak_bytes = self.live_bytes
+        self.peak_bytes: Sizes = self.live_bytes
         self._given = given
-        self._sizes = [self.live_bytes] * given
+        self._sizes: list[Sizes] = [self.live_bytes] * given
         self._holders = [1] * given
 
     def make(self, sizes: Sizes) -> int:
