@@ -207,9 +207,8 @@ def test_reading_and_planning_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
-@pytest.mark.slow
-def test_verifying_everyday_ops_loads_no_compiler_of_torch() -> None:
-    """Which takes as long as torch itself: of the first op that torch describes in Python it is loaded."""
+def test_verifying_everyday_ops_needs_no_torch() -> None:
+    """Of the first op that the table does not describe it is loaded, and of some its compiler, which takes as long."""
     graph = (
         "galvatron ir 2\n\ngraph {\n input %i : i64[4, 8]\n state %t : f32[9, 6]\n state %w : f32[6]\n"
         " %x = aten.embedding.default(%t, %i) : f32[4, 8, 6]\n"
@@ -217,15 +216,25 @@ def test_verifying_everyday_ops_loads_no_compiler_of_torch() -> None:
         ' %g = aten.gelu.default(%n, approximate="tanh") : f32[4, 8, 6]\n'
         " %d = aten.dropout.default(%g, 0.1, true) : f32[4, 8, 6]\n"
         " %a = aten.add.Tensor(%x, %d) : f32[4, 8, 6]\n"
-        " %s = aten.silu.default(%a) : f32[4, 8, 6]\n"
-        " %m = aten.mean.dim(%s, [2]) : f32[4, 8]\n return %m\n}"
+        " %q = aten.reshape.default(%a, [4, 8, 2, 3]) : f32[4, 8, 2, 3]\n"
+        " %h = aten.scaled_dot_product_attention.default(%q, %q, %q, is_causal=true) : f32[4, 8, 2, 3]\n"
+        " %c = aten.cat.default([%h, %q], 3) : f32[4, 8, 2, 6]\n"
+        " %s = aten.silu.default(%c) : f32[4, 8, 2, 6]\n"
+        " %p = aten.pad.default(%i, [0, 1], value=-100.0) : i64[4, 9]\n"
+        " %l = aten.slice.Tensor(%p, 1, 1, 9) : i64[4, 8]\n"
+        " %b = aten.ne.Scalar(%l, -100) : bool[4, 8]\n"
+        " %k = aten.sum.dim_IntList(%b, [1]) : i64[4]\n"
+        " %r = aten.arange.default(4) : i64[4]\n"
+        " %e = aten.add.Tensor(%k, %r) : i64[4]\n"
+        " %m = aten.mean.dim(%s, [1, 2, 3]) : f32[4]\n"
+        " %o = aten.mul.Tensor(%m, %e) : f32[4]\n return %o\n}"
     )
     script = (
         "import sys\nfrom galvatron.ir.text import parse_graph\n"
         "from galvatron.ir.verify.computed import computed_problem\n"
         f"graph = parse_graph({graph!r})\n"
         "assert not any(computed_problem(op, graph.types) for op in graph.ops)\n"
-        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules\n"
+        "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 

@@ -74,6 +74,7 @@ OPERATORS: dict[str, Operator] = {
         written="F.scaled_dot_product_attention("
         "query, key, value, attn_mask=, dropout_p=, is_causal=, scale=, enable_gqa=)",
         shapes=shapes.attention,
+        dtype="same",
         contracts=True,
         attends=True,
         kept=True,

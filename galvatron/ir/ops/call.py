@@ -24,8 +24,11 @@ class Call:
     def __getitem__(self, name: str) -> Arg:
         return self.arguments[name]
 
+    def type(self, name: str) -> TensorType:
+        return self.types[next(walk_refs(self.arguments[name])).name]
+
     def shape(self, name: str) -> Shape:
-        return self.types[next(walk_refs(self.arguments[name])).name].shape
+        return self.type(name).shape
 
     def argument(self, position: int) -> Arg:
         """An argument by the place of its parameter."""

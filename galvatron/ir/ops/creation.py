@@ -22,8 +22,8 @@ def created(call: Call) -> OpDims:
     return OpDims(operands, (result,), {f"d{i}": s for i, s in enumerate(shape) if s != 1})
 
 
-_filled = partial(Operator, created, shapes=shapes.filled, size="size")
-_like = partial(Operator, "b* -> b*", shapes=shapes.like_first)
+_filled = partial(Operator, created, shapes=shapes.filled, dtype="named", size="size")
+_like = partial(Operator, "b* -> b*", shapes=shapes.like_first, dtype="same")
 
 OPERATORS: dict[str, Operator] = {
     "full": _filled(written="torch.full(size, fill_value, dtype=, device=)"),
@@ -40,6 +40,8 @@ OPERATORS: dict[str, Operator] = {
     "ones_like": _like(written="torch.ones_like(self, dtype=, memory_format=)"),
     "arange": Operator(
         whole,
+        shapes=shapes.counted_up,
+        dtype="counted",
         written={
             "default": "torch.arange(end, dtype=, device=)",
             "start": "torch.arange(start, end, dtype=, device=)",

@@ -30,6 +30,12 @@ Moves = Literal["pointwise", "norm", "softmax", "reduction", "copy", "gather", "
 itself; rows, with statistics of each; rows of which each element depends on all; many elements to few; the same
 elements in another order or place; rows at indices, read or written; many tensors at once, each element by itself."""
 
+DtypeRule = Literal["", "named", "bool", "same", "shared", "bits", "counted", "summed", "promoted"]
+"""What is said of the element type of an operator's results, if torch is not asked: it is the one that
+an argument names, as it is for the other rules where one does; `bool`; that of the first
+operand; the real one that all operands share, or the whole or boolean one; `i64`; the real one, or `i64` of whole and
+boolean numbers; the one that the operands are promoted to, numbers of Python among them."""
+
 EVERY = range(8)
 """All operands of an operator."""
 
@@ -82,9 +88,7 @@ class Operator:
     """How a person writes it (see `codegen.forms`): the overload `default`, or each of some by overload."""
     shapes: ShapesFunction | None = None
     """The shapes of its results, where they are cheap to say."""
-    dtype: Literal["", "bool", "same", "shared"] = ""
-    """The element type of its results: `bool`, that of its first operand, the real one that all its operands share (of
-    others what torch says), or always what torch says."""
+    dtype: DtypeRule = ""
 
     contracts: bool = False
     """It does most of the work of a model: a product, a convolution, attention, a recurrent network."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from galvatron.ir.ops import shapes
 from galvatron.ir.ops.call import Call, along, by_line, known, of_rank, whole, with_whole
 from galvatron.ir.ops.notation import DimNames, OpDims, Shape
@@ -172,6 +174,7 @@ def _numbers(sizes: dict[str, Dim], prefix: str) -> frozenset[str]:
     return frozenset(name for name, size in sizes.items() if name.startswith(prefix) and isinstance(size, int))
 
 
+_padded = partial(Operator, _pad, shapes=shapes.padded, dtype="same", elements="mixed")
 _BOUNDS = ("start", "end")
 
 OPERATORS: dict[str, Operator] = {
@@ -193,7 +196,13 @@ OPERATORS: dict[str, Operator] = {
     ),
     "chunk": Operator(_split, written="self.chunk(chunks, dim=)", free=True),
     "slice": Operator(
-        _sliced, written={"Tensor": "self[dim, start:end:step]"}, bounds=_BOUNDS, dtype="same", free=True, padded=EVERY
+        _sliced,
+        written={"Tensor": "self[dim, start:end:step]"},
+        bounds=_BOUNDS,
+        shapes=shapes.sliced,
+        dtype="same",
+        free=True,
+        padded=EVERY,
     ),
     "select": Operator(
         along("dim", linear=True),
@@ -211,12 +220,23 @@ OPERATORS: dict[str, Operator] = {
     "select_scatter": Operator(along("dim", linear=True), shapes=shapes.like_first),
     "slice_scatter": Operator(_overwritten, shapes=shapes.like_first, bounds=_BOUNDS),
     "cat": Operator(
-        _joined, written="torch.cat(tensors, dim=)", shapes=shapes.concatenate, moves="copy", elements="mixed"
+        _joined,
+        written="torch.cat(tensors, dim=)",
+        shapes=shapes.concatenate,
+        dtype="promoted",
+        moves="copy",
+        elements="mixed",
     ),
     "hstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 1))),
     "vstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 0))),
     "stack": Operator(
-        _stack, written="torch.stack(tensors, dim=)", shapes=shapes.stack, grows=True, moves="copy", elements="mixed"
+        _stack,
+        written="torch.stack(tensors, dim=)",
+        shapes=shapes.stack,
+        dtype="promoted",
+        grows=True,
+        moves="copy",
+        elements="mixed",
     ),
     "repeat": Operator(_repeated, written="self.repeat(*repeats)", times="repeats"),
     "tile": Operator(_repeated, times="dims"),
@@ -228,8 +248,8 @@ OPERATORS: dict[str, Operator] = {
     "diagonal": Operator(_diagonal),
     "diagonal_scatter": Operator(_diagonal, shapes=shapes.like_first),
     "diag_embed": Operator(_diagonal_matrices, grows=True),
-    "pad": Operator(_pad, written="F.pad(self, pad, mode=, value=)", elements="mixed"),
-    "constant_pad_nd": Operator(_pad, written="F.pad(self, pad, value=)", moves="copy", elements="mixed"),
+    "pad": _padded(written="F.pad(self, pad, mode=, value=)"),
+    "constant_pad_nd": _padded(written="F.pad(self, pad, value=)", moves="copy"),
     "flip": Operator(
         along("dims", linear=True), written="self.flip(*dims)", shapes=shapes.like_first, elements="moved"
     ),

@@ -21,7 +21,10 @@ def _infix(sign: str) -> dict[str, str]:
 
 _pointwise = partial(Operator, shapes=shapes.pointwise)
 _of_real = partial(_pointwise, dtype="shared")
-_arithmetic = partial(_of_real, numbers=True)
+_promoted = partial(_pointwise, dtype="promoted")
+_arithmetic = partial(_promoted, numbers=True)
+_of_bits = partial(_pointwise, dtype="bits")
+_choice = partial(_promoted, shapes=shapes.chosen, elements="mixed")
 _comparison = partial(Operator, shapes=shapes.pointwise, dtype="bool")
 _with_number = partial(_comparison, thresholds=("other",))
 _EQUAL, _BELOW, _UP_TO = (0,), (-1, 0), (0, 1)
@@ -30,21 +33,21 @@ _WHERE = "torch.where(condition, self, other)"
 
 OPERATORS: dict[str, Operator] = {
     "mul": _arithmetic("~b*, ~b* -> b*", written=_infix("*"), commutes=True, padded=EVERY),
-    "div.Tensor": _arithmetic("~b*, b* -> b*", written={"Tensor": "self / other"}, padded=range(1)),
-    "add": _arithmetic("+b*, +b* -> b*", written=_infix("+"), commutes=True, padded=EVERY),
-    "sub": _arithmetic("+b*, +b* -> b*", written=_infix("-"), padded=EVERY),
-    "rsub": _of_real("+b*, +b* -> b*", written={"Scalar": "other - self"}),
+    "div.Tensor": _arithmetic("~b*, b* -> b*", dtype="shared", written={"Tensor": "self / other"}, padded=range(1)),
+    "add": _arithmetic(shapes=shapes.added, dims="+b*, +b* -> b*", written=_infix("+"), commutes=True, padded=EVERY),
+    "sub": _arithmetic(shapes=shapes.subtracted, dims="+b*, +b* -> b*", written=_infix("-"), padded=EVERY),
+    "rsub": _promoted(shapes=shapes.subtracted, dims="+b*, +b* -> b*", written={"Scalar": "other - self"}),
     "lerp.Scalar": _pointwise("+b*, +b* -> b*", written={"Scalar": "self.lerp(end, weight)"}),
-    "neg": _pointwise("+b* -> b*", written="-self", dtype="same", padded=EVERY),
+    "neg": _promoted("+b* -> b*", written="-self", padded=EVERY),
     "clone": _pointwise(
         "+b* -> b*", written="self.clone(memory_format=)", dtype="same", padded=EVERY, moves="copy", elements="moved"
     ),
-    "_to_copy": _pointwise("b* -> b*", written="self.to(dtype!)", short="cast", casts=True, padded=EVERY),
-    "detach": _pointwise("b* -> b*", written="self.detach()", free=True, casts=True, stops_gradient=True),
-    "where.ScalarOther": _pointwise("b*, b* -> b*", written={"ScalarOther": _WHERE}, pointwise=True, elements="mixed"),
-    "where.ScalarSelf": _pointwise(
-        "b*, b*, b* -> b*", written={"ScalarSelf": _WHERE}, pointwise=True, elements="mixed"
+    "_to_copy": _pointwise(
+        dtype="named", dims="b* -> b*", written="self.to(dtype!)", short="cast", casts=True, padded=EVERY
     ),
+    "detach": _pointwise("b* -> b*", written="self.detach()", free=True, casts=True, stops_gradient=True),
+    "where.ScalarOther": _choice("b*, b* -> b*", written={"ScalarOther": _WHERE}, pointwise=True),
+    "where.ScalarSelf": _choice("b*, b*, b* -> b*", written={"ScalarSelf": _WHERE}, pointwise=True),
     "hardswish": Operator("b* -> b*", written="F.hardswish(self)"),
     "log_sigmoid": Operator("b* -> b*", written="F.logsigmoid(self)"),
     "prelu": Operator(_prelu),
@@ -71,7 +74,7 @@ OPERATORS: dict[str, Operator] = {
             "Scalar": "torch.pow(self, exponent)",
         }
     ),
-    "abs": _of_real(written="self.abs()"),
+    "abs": _promoted(written="self.abs()"),
     "sign": _pointwise(written="self.sign()"),
     "exp": _of_real(written="self.exp()"),
     "log": _of_real(written="self.log()"),
@@ -84,36 +87,36 @@ OPERATORS: dict[str, Operator] = {
     "hardtanh": _pointwise(thresholds=("min_val", "max_val")),
     "threshold": Operator(thresholds=("threshold",)),
     "tanh": _of_real(written="self.tanh()", padded=EVERY),
-    "sigmoid": _pointwise(written="self.sigmoid()"),
+    "sigmoid": _of_real(written="self.sigmoid()"),
     "erf": _of_real(written="self.erf()"),
     "relu": _of_real(written="F.relu(self)"),
     "gelu": _of_real(written="F.gelu(self, approximate=)", shapes=shapes.bent),
-    "silu": _pointwise(written="F.silu(self)"),
-    "mish": _pointwise(written="F.mish(self)"),
+    "silu": _of_real(written="F.silu(self)"),
+    "mish": _of_real(written="F.mish(self)"),
     "softplus": _of_real(written="F.softplus(self, beta, threshold)"),
     "leaky_relu": _of_real(written="F.leaky_relu(self, negative_slope)"),
-    "where": _pointwise(written={"self": _WHERE}, elements="mixed"),
-    "masked_fill": _pointwise(
-        written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"},
-        pointwise=True,
-        elements="mixed",
+    "where": _choice(written={"self": _WHERE}),
+    "masked_fill": _choice(
+        written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"}, pointwise=True
     ),
-    "clamp": _pointwise(written="self.clamp(min=, max=)", thresholds=("min", "max"), elements="mixed"),
-    "clamp_min": _pointwise(written="self.clamp_min(min)", thresholds=("min",), elements="mixed"),
-    "clamp_max": _pointwise(written="self.clamp_max(max)", thresholds=("max",), elements="mixed"),
-    "maximum": _of_real(written="torch.maximum(self, other)"),
-    "minimum": _of_real(written="torch.minimum(self, other)"),
+    "clamp": _promoted(
+        shapes=shapes.clamped, written="self.clamp(min=, max=)", thresholds=("min", "max"), elements="mixed"
+    ),
+    "clamp_min": _promoted(written="self.clamp_min(min)", thresholds=("min",), elements="mixed"),
+    "clamp_max": _promoted(written="self.clamp_max(max)", thresholds=("max",), elements="mixed"),
+    "maximum": _promoted(written="torch.maximum(self, other)"),
+    "minimum": _promoted(written="torch.minimum(self, other)"),
     "floor": _pointwise(written="self.floor()"),
     "ceil": _pointwise(written="self.ceil()"),
     "floor_divide": _arithmetic(written="self // other", dtype="", pointwise=True),
     "remainder": _pointwise(written=_infix("%")),
-    "bitwise_and": _pointwise(written={"Tensor": "self & other"}, commutes=True),
-    "bitwise_or": _pointwise(written={"Tensor": "self | other"}, commutes=True),
-    "bitwise_xor": _pointwise(written={"Tensor": "self ^ other"}),
-    "bitwise_not": _pointwise(written="~self"),
-    "__and__": _pointwise(written={"Tensor": "self & other"}, pointwise=True),
-    "__or__": _pointwise(written={"Tensor": "self | other"}, pointwise=True),
-    "to": _pointwise(written={"dtype": "self.to(dtype)"}),
+    "bitwise_and": _of_bits(written={"Tensor": "self & other"}, commutes=True),
+    "bitwise_or": _of_bits(written={"Tensor": "self | other"}, commutes=True),
+    "bitwise_xor": _of_bits(written={"Tensor": "self ^ other"}),
+    "bitwise_not": _of_bits(written="~self"),
+    "__and__": _of_bits(written={"Tensor": "self & other"}, pointwise=True),
+    "__or__": _of_bits(written={"Tensor": "self | other"}, pointwise=True),
+    "to": _pointwise(written={"dtype": "self.to(dtype)"}, shapes=shapes.like_first, dtype="named"),
     "contiguous": _pointwise(written="self.contiguous()", moves="copy", elements="moved"),
     "eq": _with_number(written=_infix("=="), beside=_EQUAL),
     "ne": _with_number(written=_infix("!="), beside=_EQUAL),
@@ -128,7 +131,7 @@ OPERATORS: dict[str, Operator] = {
     **alike("greater less_equal", _with_number(pointwise=True, beside=_UP_TO)),
     **alike("less greater_equal", _with_number(pointwise=True, beside=_BELOW)),
     "not_equal": _with_number(pointwise=True, beside=_EQUAL),
-    "isclose": _comparison(pointwise=True),
+    "isclose": Operator(pointwise=True),
     **alike("absolute negative fix", _pointwise(pointwise=True)),
     **alike("arccos arccosh arcsin arcsinh arctan arctan2 arctanh", _pointwise(pointwise=True)),
     "isnan": _comparison(written="self.isnan()"),

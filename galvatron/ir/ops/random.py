@@ -25,13 +25,23 @@ OPERATORS: dict[str, Operator] = {
     "normal": Operator(pointwise, draws=Draws()),
     "normal.float_float": Operator(created, draws=Draws(), size="size"),
     "rand": Operator(
-        created, written="torch.rand(size, dtype=, device=)", shapes=shapes.filled, draws=Draws(), size="size"
+        created,
+        written="torch.rand(size, dtype=, device=)",
+        shapes=shapes.filled,
+        dtype="shared",
+        draws=Draws(),
+        size="size",
     ),
-    "rand_like": _drawn(written="torch.rand_like(self, dtype=, memory_format=)"),
+    "rand_like": _drawn(written="torch.rand_like(self, dtype=, memory_format=)", dtype="shared"),
     "randint": Operator(created, draws=Draws(), size="size"),
     "randn": Operator(
-        created, written="torch.randn(size, dtype=, device=)", shapes=shapes.filled, draws=Draws(), size="size"
+        created,
+        written="torch.randn(size, dtype=, device=)",
+        shapes=shapes.filled,
+        dtype="shared",
+        draws=Draws(),
+        size="size",
     ),
-    "randn_like": _drawn(written="torch.randn_like(self, dtype=, memory_format=)"),
+    "randn_like": _drawn(written="torch.randn_like(self, dtype=, memory_format=)", dtype="shared"),
     "rrelu": Operator(shapes=shapes.like_first, draws=Draws("training")),
 }

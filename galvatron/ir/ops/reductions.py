@@ -51,14 +51,14 @@ def _logsumexp(call: Call) -> OpDims:
 
 _along = partial(Operator, along("dim"))
 _reduction = partial(_along, moves="reduction")
-_softmax = partial(_along, shapes=shapes.like_first, moves="softmax")
+_softmax = partial(_along, shapes=shapes.in_one, dtype="shared", moves="softmax")
 
 OPERATORS: dict[str, Operator] = {
     "sum": Operator(
         _sum,
         written={"default": "self.sum(dtype=)", "dim_IntList": "self.sum(dim=, keepdim=, dtype=)"},
         shapes=shapes.reduced,
-        dtype="shared",
+        dtype="summed",
         moves="reduction",
     ),
     "nansum": Operator(_terms, moves="reduction"),
@@ -66,9 +66,11 @@ OPERATORS: dict[str, Operator] = {
     "histc": Operator(_histogram, moves="reduction"),
     "softmax": _softmax(written={"int": "F.softmax(self, dim=, dtype=)"}),
     "log_softmax": _softmax(written={"int": "F.log_softmax(self, dim=, dtype=)"}),
-    **alike("_softmax _log_softmax", _softmax()),
+    **alike("_softmax _log_softmax", _softmax(dtype="")),
     **alike("_softmax_backward_data _log_softmax_backward_data", Operator(moves="softmax")),
-    "cumsum": Operator(along("dim", linear=True), written="self.cumsum(dim=, dtype=)", shapes=shapes.like_first),
+    "cumsum": Operator(
+        along("dim", linear=True), written="self.cumsum(dim=, dtype=)", shapes=shapes.in_one, dtype="summed"
+    ),
     **alike(
         "cumprod cummax cummin logcumsumexp median nanmedian mode kthvalue quantile.scalar argsort",
         _along(),

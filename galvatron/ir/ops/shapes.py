@@ -1,95 +1,81 @@
 """What the results of an op must look like, where that is cheap to say: functions for the entries of the table.
 
 Arguments are counted in the schema's order. A function raises `ShapeError` for operands that do not fit together, and
-any other `ValueError`, `LookupError` or `TypeError` where an op is not called the way it expects.
+any other `ValueError`, `LookupError` or `TypeError` where an op is not called the way it expects: then torch is asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable
 
 import sympy
 
 from galvatron.ir import limits
-from galvatron.ir.ops.arguments import Arg, Ref
+from galvatron.ir.ops.arguments import Ref
 from galvatron.ir.ops.call import Call
 from galvatron.ir.ops.notation import Shape
-from galvatron.ir.types import Dim, TensorType, simplify_dim
+from galvatron.ir.ops.sizes import (
+    ShapeError,
+    axes_of,
+    axis_of,
+    broadcast,
+    contract,
+    counted,
+    elements,
+    expect,
+    same,
+    same_shape,
+    sizes_of,
+    told,
+    whole_number,
+    without,
+)
+from galvatron.ir.types import Dim, TensorType, exact_quotient, simplify_dim
 
 Shapes = tuple[Shape, ...]
-
-
-class ShapeError(ValueError):
-    """Operands that an op cannot take; the message says why."""
-
-
-def same(a: Dim, b: Dim) -> bool:
-    """Whether two sizes are equal for every batch size."""
-    return a == b or simplify_dim(a - b) == 0
-
-
-def same_shape(a: Shape, b: Shape) -> bool:
-    return len(a) == len(b) and all(map(same, a, b))
-
-
-def broadcast(shapes: Sequence[Shape]) -> Shape:
-    """The common shape of operands of a pointwise op."""
-    result: list[Dim] = [1] * max(map(len, shapes), default=0)
-    for shape in shapes:
-        for axis, dim in enumerate(shape, len(result) - len(shape)):
-            if same(result[axis], 1):
-                result[axis] = dim
-            elif not same(dim, 1) and not same(dim, result[axis]):
-                raise ShapeError(f"sizes {result[axis]} and {dim} do not broadcast")
-    return tuple(result)
-
-
-def _axis(arg: Arg, rank: int) -> int:
-    if type(arg) is not int:
-        raise TypeError
-    if not -rank <= arg < max(rank, 1):
-        raise ShapeError(f"dimension {arg} of a tensor of rank {rank}")
-    return arg % rank if rank else 0
-
-
-def _axes(arg: Arg, rank: int) -> list[int]:
-    return [_axis(a, rank) for a in (arg if isinstance(arg, tuple) else (arg,))]
-
-
-def _sizes(arg: Arg) -> Shape:
-    if not isinstance(arg, tuple):
-        raise TypeError
-    sizes: list[Dim] = []
-    for size in arg:
-        if type(size) is not int and not isinstance(size, sympy.Expr):
-            raise TypeError
-        sizes.append(size)  # type: ignore[arg-type]  # narrowed above
-    return tuple(sizes)
-
-
-def _numel(shape: Shape) -> Dim:
-    return TensorType("bool", shape).numel
-
-
-def _text(shape: Shape) -> str:
-    return f"[{', '.join(map(str, shape))}]"
-
-
-def _without(shape: Shape, at: int) -> Shape:
-    return shape[:at] + shape[at + 1 :]
-
-
-def _contract(left: Dim, right: Dim) -> None:
-    if not same(left, right):
-        raise ShapeError(f"cannot contract a dimension of {left} with one of {right}")
 
 
 def pointwise(call: Call) -> Shapes:
     return (broadcast(call.operand_shapes()),)
 
 
+def added(call: Call) -> Shapes:
+    """The common shape of terms, of which one may be multiplied."""
+    expect(type(call.arguments.get("alpha", 1)) is not bool)
+    return pointwise(call)
+
+
+def subtracted(call: Call) -> Shapes:
+    """The common shape of numbers of which none is boolean."""
+    terms = (call["self"], call["other"])
+    expect(not any((call.types[t.name].dtype == "bool") if isinstance(t, Ref) else type(t) is bool for t in terms))
+    return added(call)
+
+
 def like_first(call: Call) -> Shapes:
     return (call.tensor(0),)
+
+
+def chosen(call: Call) -> Shapes:
+    """The common shape of a mask and of what it chooses between."""
+    expect(any(call.has(name) and call.type(name).dtype == "bool" for name in ("condition", "mask")))
+    if call.has("value"):
+        expect(call.type("value") == TensorType(call.type("self").dtype, ()))
+    return pointwise(call)
+
+
+def clamped(call: Call) -> Shapes:
+    """The common shape of what is cut off and of where, at one end at least."""
+    expect(call["min"] is not None or call["max"] is not None)
+    return pointwise(call)
+
+
+def in_one(call: Call) -> Shapes:
+    """Like the first operand, along one dimension of which an op works."""
+    shape = call.tensor(0)
+    axis_of(call["dim"], len(shape))
+    return (shape,)
 
 
 def bent(call: Call) -> Shapes:
@@ -108,34 +94,48 @@ def dropped(call: Call) -> Shapes:
 
 
 def filled(call: Call) -> Shapes:
-    return (_sizes(call["size"]),)
+    return (counted(call["size"]),)
+
+
+def counted_up(call: Call) -> Shapes:
+    """The numbers from a first one, or 0, to before the last, one after the other."""
+    start, end = whole_number(call.arguments.get("start", 0)), call["end"]
+    expect(whole_number(call.arguments.get("step", 1)) == 1)
+    if isinstance(end, sympy.Expr):
+        expect(bool(end.is_integer) and start == 0)
+        return ((end,),)
+    expect(start <= whole_number(end))
+    return ((whole_number(end) - start,),)
 
 
 def view(call: Call) -> Shapes:
-    source, sizes = call.tensor(0), _sizes(call.argument(1))
+    source, sizes = call.tensor(0), sizes_of(call.argument(1))
     if -1 in sizes:
-        known = _numel(tuple(s for s in sizes if s != -1))
-        rest = simplify_dim(sympy.cancel(sympy.sympify(_numel(source)) / known))
-        sizes = tuple(rest if s == -1 else s for s in sizes)
-    if not same(_numel(source), _numel(sizes)):
-        raise ShapeError(f"{_numel(source)} elements do not fill {_text(sizes)}")
+        rest = exact_quotient(elements(source), elements(tuple(s for s in sizes if s != -1)))
+        expect(rest is not None and sizes.count(-1) == 1)
+        sizes = tuple(rest if s == -1 else s for s in sizes if rest is not None)
+    counted(sizes)
+    if not same(elements(source), elements(sizes)):
+        raise ShapeError(f"{elements(source)} elements do not fill {told(sizes)}")
     return (sizes,)
 
 
 def expand(call: Call) -> Shapes:
-    source, sizes = call.tensor(0), _sizes(call["size"])
+    source, sizes = call.tensor(0), sizes_of(call["size"])
     if len(sizes) < len(source):
-        raise ShapeError(f"{_text(source)} does not expand to {_text(sizes)}")
+        raise ShapeError(f"{told(source)} does not expand to {told(sizes)}")
     padded = (1,) * (len(sizes) - len(source)) + source
     target = tuple(old if size == -1 else size for old, size in zip(padded, sizes, strict=True))
+    expect(-1 not in sizes[: len(sizes) - len(source)])
+    counted(target)
     if any(not same(old, 1) and not same(old, new) for old, new in zip(padded, target, strict=True)):
-        raise ShapeError(f"{_text(source)} does not expand to {_text(sizes)}")
+        raise ShapeError(f"{told(source)} does not expand to {told(sizes)}")
     return (target,)
 
 
 def permute(call: Call) -> Shapes:
     shape = call.tensor(0)
-    order = _axes(call["dims"], len(shape))
+    order = axes_of(call["dims"], len(shape))
     if sorted(order) != list(range(len(shape))):
         raise ShapeError(f"{order} is no order of {len(shape)} dimensions")
     return (tuple(shape[i] for i in order),)
@@ -143,31 +143,33 @@ def permute(call: Call) -> Shapes:
 
 def transpose(call: Call) -> Shapes:
     shape = list(call.tensor(0))
-    first, second = _axis(call["dim0"], len(shape)), _axis(call["dim1"], len(shape))
+    first, second = axis_of(call["dim0"], len(shape)), axis_of(call["dim1"], len(shape))
     shape[first], shape[second] = shape[second], shape[first]
     return (tuple(shape),)
 
 
 def in_reverse(call: Call) -> Shapes:
-    return (call.tensor(0)[::-1],)
+    shape = call.tensor(0)
+    expect(len(shape) <= 2)
+    return (shape[::-1],)
 
 
 def unsqueeze(call: Call) -> Shapes:
     shape = call.tensor(0)
-    at = _axis(call["dim"], len(shape) + 1)
+    at = axis_of(call["dim"], len(shape) + 1)
     return ((*shape[:at], 1, *shape[at:]),)
 
 
 def squeeze(call: Call) -> Shapes:
     shape = call.tensor(0)
-    dropped = _axes(call["dim"], len(shape)) if "dim" in call.arguments else range(len(shape))
+    dropped = axes_of(call["dim"], len(shape)) if "dim" in call.arguments else range(len(shape))
     return (tuple(d for i, d in enumerate(shape) if i not in dropped or not same(d, 1)),)
 
 
 def pairs_as_complex(call: Call) -> Shapes:
     shape = call.tensor(0)
     if not shape or not same(shape[-1], 2):
-        raise ShapeError(f"{_text(shape)} does not end in pairs of real numbers")
+        raise ShapeError(f"{told(shape)} does not end in pairs of real numbers")
     return (shape[:-1],)
 
 
@@ -177,10 +179,10 @@ def complex_as_pairs(call: Call) -> Shapes:
 
 def concatenate(call: Call) -> Shapes:
     shapes = [s for s in call.tensors(0) if s != (0,)]  # torch lets an empty vector join anything
-    at = _axis(call["dim"], len(shapes[0]))
+    at = axis_of(call["dim"], len(shapes[0]))
     for shape in shapes[1:]:
-        if len(shape) != len(shapes[0]) or not same_shape(_without(shape, at), _without(shapes[0], at)):
-            raise ShapeError(f"{_text(shapes[0])} and {_text(shape)} do not concatenate along {at}")
+        if len(shape) != len(shapes[0]) or not same_shape(without(shape, at), without(shapes[0], at)):
+            raise ShapeError(f"{told(shapes[0])} and {told(shape)} do not concatenate along {at}")
     total: Dim = 0
     for shape in shapes:
         total = total + shape[at]
@@ -191,28 +193,62 @@ def stack(call: Call) -> Shapes:
     shapes = call.tensors(0)
     if any(not same_shape(s, shapes[0]) for s in shapes):
         raise ShapeError("stacked tensors have different shapes")
-    at = _axis(call["dim"], len(shapes[0]) + 1)
+    at = axis_of(call["dim"], len(shapes[0]) + 1)
     return ((*shapes[0][:at], len(shapes), *shapes[0][at:]),)
 
 
+def padded(call: Call) -> Shapes:
+    """More elements at both ends of the last dimensions, all of one value."""
+    shape, widths, type_ = list(call.tensor(0)), call["pad"], call.type("self")
+    value = call["value"] or 0
+    if not isinstance(value, int | float):
+        raise ValueError
+    expect(isinstance(widths, tuple) and len(widths) % 2 == 0 and len(widths) <= 2 * len(shape))
+    expect(call.arguments.get("mode", "constant") == "constant")
+    expect(type_.is_floating or (type_.dtype in ("i64", "i32") and value % 1 == 0 and abs(value) < 2**31))
+    for at, width in enumerate(counted(widths)):
+        shape[-1 - at // 2] = simplify_dim(shape[-1 - at // 2] + width)
+    return (tuple(shape),)
+
+
+def sliced(call: Call) -> Shapes:
+    """Every so many elements between two places, which are numbers, or all from a place on."""
+    shape = list(call.tensor(0))
+    at, first, last, step = axis_of(call["dim"], len(shape)), call["start"], call["end"], call["step"]
+    length = shape[at]
+    if isinstance(length, int):
+        expect(whole_number(step) > 0)
+        start, stop = (None if place is None else whole_number(place) for place in (first, last))
+        shape[at] = len(range(length)[start : stop : whole_number(step)])
+    else:
+        expect(first in (None, 0) and (last is None or last == sys.maxsize or last == length) and step == 1)
+    return (tuple(shape),)
+
+
 def select(call: Call) -> Shapes:
-    shape = call.tensor(0)
-    return (_without(shape, _axis(call["dim"], len(shape))),)
+    shape, index = call.tensor(0), call["index"]
+    at = axis_of(call["dim"], len(shape))
+    length = shape[at]
+    if isinstance(length, int) and isinstance(index, int) and not -length <= index < length:
+        raise ShapeError(f"index {index} of a dimension of {length}")
+    expect(isinstance(index, int) and (isinstance(length, int) or index in (0, -1)))
+    return (without(shape, at),)
 
 
 def split(call: Call) -> Shapes:
     shape = call.tensor(0)
-    at = _axis(call["dim"], len(shape))
+    at = axis_of(call["dim"], len(shape))
     length, size = shape[at], call.argument(1)
     if isinstance(size, tuple):
-        parts = _sizes(size)
+        parts = counted(size)
         total: Dim = 0
         for part in parts:
             total = total + part
         if not same(total, length):
-            raise ShapeError(f"pieces {_text(parts)} of a dimension of {length}")
+            raise ShapeError(f"pieces {told(parts)} of a dimension of {length}")
     elif type(size) is int and isinstance(length, int):
-        _require_few(-(-length // size) if size > 0 else 1)
+        expect(size > 0 and length > 0)
+        _require_few(-(-length // size))
         parts = tuple(min(size, length - start) for start in range(0, length, size))
     else:
         raise TypeError
@@ -221,12 +257,12 @@ def split(call: Call) -> Shapes:
 
 def unbind(call: Call) -> Shapes:
     shape = call.tensor(0)
-    at = _axis(call["dim"], len(shape))
+    at = axis_of(call["dim"], len(shape))
     count = shape[at]
     if not isinstance(count, int):
         raise TypeError
     _require_few(count)
-    return (_without(shape, at),) * count
+    return (without(shape, at),) * count
 
 
 def _require_few(pieces: int) -> None:
@@ -236,15 +272,17 @@ def _require_few(pieces: int) -> None:
 
 def linear(call: Call) -> Shapes:
     x, weight = call.tensor(0), call.tensor(1)
-    _contract(x[-1], weight[-1])
-    if isinstance(call["bias"], Ref) and not same_shape(call.shape("bias"), weight[:-1]):
-        raise ShapeError(f"a bias {_text(call.shape('bias'))} beside a weight {_text(weight)}")
+    expect(len(weight) == 2)
+    contract(x[-1], weight[-1])
+    if call.has("bias"):
+        expect(same_shape(call.shape("bias"), weight[:-1]))
     return ((*x[:-1], *weight[:-1]),)
 
 
 def grouped_linear(call: Call) -> Shapes:
     (rows, inner), (_, columns, contracted), (ids,) = (call.tensor(i) for i in range(3))
-    _contract(inner, contracted)
+    contract(inner, contracted)
+    expect(call.type("rows").dtype == call.type("weight").dtype and call.type("ids").dtype == "i64")
     if not same(rows, ids):
         raise ShapeError(f"{ids} ids for {rows} rows")
     return ((rows, columns),)
@@ -254,28 +292,52 @@ def matmul(call: Call) -> Shapes:
     a, b = call.tensor(0), call.tensor(1)
     if not a or not b:
         raise ShapeError("a matrix product of a scalar")
-    _contract(a[-1], b[-2:][0])
+    contract(a[-1], b[-2:][0])
     batch = broadcast([a[:-2], b[:-2]])
     return ((*batch, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ())),)
 
 
+def matrices(rank: int) -> Callable[[Call], Shapes]:
+    """The product of two matrices, or of two batches of as many."""
+
+    def shapes(call: Call) -> Shapes:
+        a, b = call.tensor(0), call.tensor(1)
+        expect(len(a) == len(b) == rank and same_shape(a[:-2], b[:-2]))
+        return matmul(call)
+
+    return shapes
+
+
 def addmm(call: Call) -> Shapes:
     added, a, b = call.tensor(0), call.tensor(1), call.tensor(2)
-    _contract(a[1], b[0])
+    expect(len(a) == len(b) == 2)
+    contract(a[1], b[0])
     shape: Shape = (a[0], b[1])
     if not same_shape(broadcast([added, shape]), shape):
-        raise ShapeError(f"{_text(added)} does not broadcast to {_text(shape)}")
+        raise ShapeError(f"{told(added)} does not broadcast to {told(shape)}")
     return (shape,)
 
 
 def attention(call: Call) -> Shapes:
     q, k, v = (call.tensor(i) for i in range(3))
-    _contract(q[-1], k[-1])
-    _contract(k[-2], v[-2])
+    expect(len(q) == len(k) == 4 and same_shape(k[:2], v[:-2]) and same(q[0], k[0]))
+    expect(same(q[1], k[1]) or (call["enable_gqa"] is True and exact_quotient(q[1], k[1]) is not None))
+    contract(q[-1], k[-1])
+    contract(k[-2], v[-2])
+    share, of_scores, dtype = call["dropout_p"], (*q[:-1], k[-2]), call.type("query").dtype
+    expect(isinstance(share, int | float) and 0 <= share <= 1 and call.type("query").is_floating)
+    expect(call.type("key").dtype == call.type("value").dtype == dtype)
+    if call.has("attn_mask"):
+        mask = call.type("attn_mask")
+        expect(mask.dtype in ("bool", dtype) and not call["is_causal"])
+        sizes = zip(reversed(mask.shape), reversed(of_scores), strict=False)
+        expect(2 <= len(mask.shape) <= 4 and all(same(given, 1) or same(given, size) for given, size in sizes))
     return ((*q[:-1], v[-1]),)
 
 
 def embedding(call: Call) -> Shapes:
+    """Rows of a matrix, at indices."""
+    expect(len(call.tensor(0)) == 2 and call.tensor(0)[0] != 0 and call.type("indices").dtype in ("i64", "i32"))
     return ((*call.tensor(1), *call.tensor(0)[1:]),)
 
 
@@ -283,10 +345,10 @@ def normalised(*affine: str) -> Callable[[Call], Shapes]:
     """Like the first operand, of whose trailing dimensions an argument says the sizes, and which others have alone."""
 
     def shapes(call: Call) -> Shapes:
-        whole, inner = call.tensor(0), _sizes(call["normalized_shape"])
+        whole, inner = call.tensor(0), sizes_of(call["normalized_shape"])
         for name, shape in (("normalized_shape", inner), *((n, call.shape(n)) for n in affine if call.has(n))):
             if not inner or not same_shape(shape, whole[len(whole) - len(inner) :]):
-                raise ShapeError(f"{name} {_text(shape)} is not what the last dimensions of {_text(whole)} are")
+                raise ShapeError(f"{name} {told(shape)} is not what the last dimensions of {told(whole)} are")
         return (whole,)
 
     return shapes
@@ -295,9 +357,7 @@ def normalised(*affine: str) -> Callable[[Call], Shapes]:
 def reduced(call: Call) -> Shapes:
     shape = call.tensor(0)
     dims = call.arguments.get("dim")
-    along = _axes(dims, len(shape)) if dims not in (None, ()) else list(range(len(shape)))
-    if len(set(along)) < len(along):
-        raise ShapeError(f"a dimension of {_text(shape)} is named twice")
+    along = axes_of(dims, len(shape)) if dims not in (None, ()) else list(range(len(shape)))
     if call.arguments.get("keepdim"):
         return (tuple(1 if i in along else d for i, d in enumerate(shape)),)
     return (tuple(d for i, d in enumerate(shape) if i not in along),)
@@ -305,18 +365,17 @@ def reduced(call: Call) -> Shapes:
 
 def loss_of_classes(call: Call) -> Shapes:
     """A loss that is reduced, of scores of classes beside the right one of them, or a probability of each."""
-    if call["reduction"] not in (1, 2):
-        raise ValueError
+    expect(call["reduction"] in (1, 2))
     scores, target = call.tensor(0), call.tensor(1)
-    if not scores:
-        raise ValueError
-    at = min(1, len(scores) - 1)
-    probabilities = call.types[call.op.operands[1]].is_floating
-    if not same_shape(target, scores if probabilities else _without(scores, at)):
-        raise ShapeError(f"targets {_text(target)} for scores {_text(scores)}")
-    if call.has("weight") and not same_shape(call.shape("weight"), (scores[at],)):
-        raise ShapeError(f"weights {_text(call.shape('weight'))} for {scores[at]} classes")
+    expect(len(scores) > 1)
+    probabilities = call.type("target").is_floating
+    of_one_type = [call.type(name).dtype for name in ("target",) * probabilities + ("weight",) * call.has("weight")]
+    expect(call.type("self").is_floating and set(of_one_type) <= {call.type("self").dtype})
+    expect(call.type("target").dtype == "i64" or (probabilities and call["ignore_index"] == -100))
+    if not same_shape(target, scores if probabilities else without(scores, 1)):
+        raise ShapeError(f"targets {told(target)} for scores {told(scores)}")
+    if call.has("weight") and not same_shape(call.shape("weight"), (scores[1],)):
+        raise ShapeError(f"weights {told(call.shape('weight'))} for {scores[1]} classes")
     smoothing = call["label_smoothing"]
-    if isinstance(smoothing, int | float) and not 0 <= smoothing <= 1:
-        raise ShapeError(f"a smoothing of {smoothing}")
+    expect(isinstance(smoothing, int | float) and 0 <= smoothing <= 1)
     return ((),)

@@ -15,7 +15,7 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.fakes import DESCRIBED, described
 from galvatron.ir.graph import Arg, Op
 from galvatron.ir.ops.schemas import schema_of
-from galvatron.ir.ops.shapes import ShapeError
+from galvatron.ir.ops.sizes import ShapeError
 from galvatron.ir.types import TensorType, evaluate, lengths_in, simplify_dim
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
 

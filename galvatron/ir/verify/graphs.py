@@ -24,7 +24,7 @@ from galvatron.ir.layout import (
     same_factor,
 )
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.ops.shapes import ShapeError, same_shape
+from galvatron.ir.ops.sizes import ShapeError, same_shape
 from galvatron.ir.ops.table import takes_size
 from galvatron.ir.padding import paddable
 from galvatron.ir.random import draws_as_a_whole, is_random, random_problem, without_site

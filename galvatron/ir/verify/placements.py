@@ -31,7 +31,7 @@ from galvatron.ir.graph import Op, Value
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Mesh, Partial, Replicate, Shard, padded_part, same_factor
 from galvatron.ir.ops.notation import OpDims
 from galvatron.ir.ops.rows import acts_on_rows
-from galvatron.ir.ops.shapes import ShapeError, same_shape
+from galvatron.ir.ops.sizes import ShapeError, same_shape
 from galvatron.ir.ops.table import op_dims
 from galvatron.ir.random import without_site
 from galvatron.ir.spmd import is_spmd, on_slices, spmd_target, without_axis

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+
+import sympy
 
 from galvatron.ir.graph import Const, Op, Ref
 from galvatron.ir.ops.call import Call
 from galvatron.ir.ops.notation import Shape
+from galvatron.ir.ops.operator import DtypeRule
 from galvatron.ir.ops.schemas import is_operator
-from galvatron.ir.ops.shapes import ShapeError
+from galvatron.ir.ops.sizes import ShapeError
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import without_site
 from galvatron.ir.types import TensorType
 
 _REAL = ("f64", "f32", "f16", "bf16")
+_WHOLE = ("i64", "i32", "i16", "i8", "u8")
 
 
 def expected_shapes(op: Op, types: Mapping[str, TensorType]) -> tuple[Shape, ...] | None:
@@ -39,12 +43,50 @@ def expected_dtype(op: Op, types: Mapping[str, TensorType]) -> str | None:
     op = without_site(op)
     if not is_operator(op.target):
         return None
-    if isinstance(dtype := op.get("dtype"), Const):
-        return dtype.name
     rule = operator_of(op).dtype
-    if rule == "same" and op.args and isinstance(op.args[0], Ref):
-        return types[op.args[0].name].dtype
-    if rule == "shared":
-        first, *others = {types[name].dtype for name in op.operands}
-        return None if others or first not in _REAL else first
-    return "bool" if rule == "bool" else None
+    named = {name: arg.name for name, arg in op.arguments.items() if isinstance(arg, Const) and arg.kind == "dtype"}
+    if not rule:
+        return None
+    if named:
+        return None if rule == "shared" and named.get("dtype") not in _REAL else named.get("dtype")
+    return _RULES[rule](op, {types[name].dtype for name in op.operands}, types)
+
+
+def _of_first(op: Op, _dtypes: set[str], types: Mapping[str, TensorType]) -> str | None:
+    return types[op.args[0].name].dtype if op.args and isinstance(op.args[0], Ref) else None
+
+
+def _the_one(dtypes: Collection[str], of: Collection[str]) -> str | None:
+    """The element type that there is, if it is one of some."""
+    (one,) = dtypes if len(dtypes) == 1 else ("",)
+    return one if one in of else None
+
+
+def _summed(_op: Op, dtypes: set[str], _types: object) -> str | None:
+    return "i64" if _the_one(dtypes, ("bool", *_WHOLE)) else _the_one(dtypes, _REAL)
+
+
+def _promoted(op: Op, dtypes: set[str], _types: object) -> str | None:
+    """The real type among others that are smaller in kind, or the whole one where no number of Python is real."""
+    if not dtypes <= {"bool", *_WHOLE, *_REAL}:
+        return None
+    if real := dtypes & set(_REAL):
+        return _the_one(real, _REAL)
+    of_reals = any(
+        isinstance(a, float) or (isinstance(a, sympy.Expr) and not a.is_integer) for a in op.arguments.values()
+    )
+    return None if of_reals else _the_one(dtypes - {"bool"}, _WHOLE)
+
+
+_RULES: Mapping[DtypeRule, Callable[[Op, set[str], Mapping[str, TensorType]], str | None]] = {
+    "named": lambda _op, _dtypes, _types: None,
+    "bool": lambda _op, _dtypes, _types: "bool",
+    "same": _of_first,
+    "shared": lambda _op, dtypes, _types: _the_one(dtypes, _REAL),
+    "bits": lambda op, dtypes, _types: (
+        _the_one(dtypes, ("bool", *_WHOLE)) if len(op.operands) == len(op.args) else None
+    ),
+    "counted": lambda _op, _dtypes, _types: "i64",
+    "summed": _summed,
+    "promoted": _promoted,
+}

@@ -25,7 +25,7 @@ from galvatron.ir.layout import (
     uncut_mesh,
 )
 from galvatron.ir.ops.arguments import typed
-from galvatron.ir.ops.shapes import same_shape
+from galvatron.ir.ops.sizes import same_shape
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.padding import whole_sizes
 from galvatron.ir.planned import epilogue_strategy

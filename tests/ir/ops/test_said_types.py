@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from galvatron.ir.graph import Arg, Ref
-from galvatron.ir.ops.shapes import ShapeError
+from galvatron.ir.ops.sizes import ShapeError
 from galvatron.ir.types import BATCH, TensorType, evaluate
 from galvatron.ir.verify.computed import BATCHES, computed_problem, computed_types
 from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
+from tests.ir.ops.calls import SAMPLES, calls, given, said
 from tests.ir.programs import op, value
 
 X, W, B, NUMBER, OTHER = map(Ref, "xwbno")
@@ -29,6 +32,10 @@ OPS: dict[str, tuple[tuple[Arg, ...], tuple[Arg, ...] | None]] = {
     "aten.layer_norm.default": ((X, (8,), W, B), (X, (8,), W, X)),
 }
 """Ops by operator: arguments that it takes, and some that it does not."""
+
+
+UNCHECKED = ("aten.scaled_dot_product_attention.default",)
+"""Operators of which a kernel of torch reads past the end of operands that do not fit together."""
 
 
 def types(dtype: str) -> dict[str, TensorType]:
@@ -59,7 +66,10 @@ def test_what_torch_refuses_is_refused(target: str) -> None:
     ("target", "args", "of"),
     [
         ("aten.mean.dim", (X, (2,)), {"x": "c64"}),
-        ("aten.sum.dim_IntList", (X, (2,)), {"x": "bool"}),
+        ("aten.sum.dim_IntList", (X, (2,)), {"x": "c64"}),
+        ("aten.add.Tensor", (X, W), {"w": "f64"}),
+        ("aten.add.Tensor", (X, 0.5), {"x": "i64"}),
+        ("aten.bitwise_and.Scalar", (X, 1), {"x": "bool"}),
         ("aten.pow.Tensor_Scalar", (X, 0.5), {"x": "i64"}),
         ("aten.rms_norm.default", (X, (8,), W), {"w": "bf16"}),
     ],
@@ -98,3 +108,23 @@ def test_a_loss_of_classes(args: tuple[Arg, ...], fits: bool) -> None:
     assert (computed_problem(loss, known) == "") is fits
     if fits:
         assert (expected_shapes(loss, known), expected_dtype(loss, known)) == (((),), "f32")
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 8), *(pytest.param(s, 100, marks=pytest.mark.slow) for s in (1, 2, 3))]
+)
+def test_of_any_call_the_table_says_what_torch_does(seed: int, count: int) -> None:
+    draw, told = random.Random(seed), 0
+    for target in said():
+        for made, types in calls(target, draw, count):
+            try:
+                shapes, dtype = expected_shapes(made, types), expected_dtype(made, types)
+            except ShapeError as error:
+                assert target in UNCHECKED or not isinstance(given(made, types), tuple), (made, types, str(error))
+                continue
+            if shapes is None or dtype is None:
+                continue
+            told += 1
+            says = tuple(TensorType(dtype, tuple(evaluate(size, SAMPLES) for size in shape)) for shape in shapes)
+            assert given(made, types) in (None, says), (made, types, says)
+    assert told > 50 * count

@@ -9,7 +9,7 @@ dims, varies with the sample only if an op counts samples; such ops have B among
 from __future__ import annotations
 
 from galvatron.ir.graph import Arg, Op, Ref
-from galvatron.ir.ops.shapes import broadcast, same_shape
+from galvatron.ir.ops.sizes import broadcast, same_shape
 from galvatron.ir.ops.table import is_pointwise, op_dims, operator_of
 from galvatron.ir.random import is_random
 from galvatron.ir.types import BATCH, TensorType, has_samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from galvatron.ir.graph import Arg, Op, Ref
-from galvatron.ir.ops.shapes import broadcast
+from galvatron.ir.ops.sizes import broadcast
 from galvatron.ir.types import BATCH, Dim, simplify_dim
 from galvatron.rewriting import Builder
 
