@@ -224,9 +224,11 @@ class _Run:
 
     def sharding(self, result: Program) -> Any:
         """What `shard` left whole and what is sent; None where it did not run."""
+        if self.unsharded.program is None:
+            return None
         from galvatron.costs.fallbacks import sharding_statistics
 
-        return None if self.unsharded.program is None else sharding_statistics(self.unsharded.program, result)
+        return sharding_statistics(self.unsharded.program, result)
 
     def as_json(self, result: Program | None, error: GalvatronError | OSError | None = None) -> str:
         """Of each pass that came to its end what it did and its seconds, and those of verifying what it gave."""

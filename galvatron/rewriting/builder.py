@@ -11,10 +11,11 @@ from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Arg, Const, Graph, Op, Ref, Value
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops.schemas import arranged, signature
+from galvatron.ir.ops.sizes import ShapeError
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.types import Dim, TensorType
 from galvatron.ir.verify.computed import BATCHES, computed_types
-from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
+from galvatron.ir.verify.shapes import expected_dtype, expected_shapes, expected_types
 
 T = TypeVar("T")
 
@@ -103,12 +104,12 @@ class Builder:
 
     def dtype(self, op: Op) -> str | None:
         """The element type that an op gives; None where torch does not take the types of its operands."""
-        known = expected_dtype(op, self.types)
-        if known is not None and len(op.operands) < 2:
-            return known
-        given = computed_types(op, self.types, BATCHES[0])  # what torch makes of several types
+        try:
+            given = expected_types(op, self.types) or computed_types(op, self.types, BATCHES[0])
+        except ShapeError:
+            return None
         if given is None:  # only a real run would tell
-            return known
+            return expected_dtype(op, self.types)
         return given[0].dtype if isinstance(given, tuple) else None
 
     def take_back(self, count: int) -> None:

@@ -17,7 +17,7 @@ from galvatron.ir.graph import Arg, Op
 from galvatron.ir.ops.schemas import schema_of
 from galvatron.ir.ops.sizes import ShapeError
 from galvatron.ir.types import TensorType, evaluate, lengths_in, simplify_dim
-from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
+from galvatron.ir.verify.shapes import expected_types
 
 if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -36,7 +36,7 @@ def computed_problem(op: Op, types: Mapping[str, TensorType]) -> str:
     """What is wrong with the results of an ATen op, where the table of shapes does not say what they must be: torch
     gives others, or does not take the operands and arguments. Empty if nothing is, or only a real run would tell."""
     try:
-        if expected_shapes(op, types) is not None and expected_dtype(op, types) is not None:
+        if expected_types(op, types) is not None:
             return ""
     except ShapeError as error:
         return str(error)

@@ -52,6 +52,16 @@ def expected_dtype(op: Op, types: Mapping[str, TensorType]) -> str | None:
     return _RULES[rule](op, {types[name].dtype for name in op.operands}, types)
 
 
+def expected_types(op: Op, types: Mapping[str, TensorType]) -> tuple[TensorType, ...] | None:
+    """The types of an op's results, where the table says all of them: then torch takes its operands.
+
+    Raises:
+        ShapeError: torch does not.
+    """
+    shapes, dtype = expected_shapes(op, types), expected_dtype(op, types)
+    return None if shapes is None or dtype is None else tuple(TensorType(dtype, shape) for shape in shapes)
+
+
 def _of_first(op: Op, _dtypes: set[str], types: Mapping[str, TensorType]) -> str | None:
     return types[op.args[0].name].dtype if op.args and isinstance(op.args[0], Ref) else None
 

@@ -10,7 +10,7 @@ from galvatron.ir.graph import Arg, Ref
 from galvatron.ir.ops.sizes import ShapeError
 from galvatron.ir.types import BATCH, TensorType, evaluate
 from galvatron.ir.verify.computed import BATCHES, computed_problem, computed_types
-from galvatron.ir.verify.shapes import expected_dtype, expected_shapes
+from galvatron.ir.verify.shapes import expected_dtype, expected_shapes, expected_types
 from tests.ir.ops.calls import SAMPLES, calls, given, said
 from tests.ir.programs import op, value
 
@@ -118,13 +118,13 @@ def test_of_any_call_the_table_says_what_torch_does(seed: int, count: int) -> No
     for target in said():
         for made, types in calls(target, draw, count):
             try:
-                shapes, dtype = expected_shapes(made, types), expected_dtype(made, types)
+                says = expected_types(made, types)
             except ShapeError as error:
                 assert target in UNCHECKED or not isinstance(given(made, types), tuple), (made, types, str(error))
                 continue
-            if shapes is None or dtype is None:
+            if says is None:
                 continue
             told += 1
-            says = tuple(TensorType(dtype, tuple(evaluate(size, SAMPLES) for size in shape)) for shape in shapes)
+            says = tuple(TensorType(t.dtype, tuple(evaluate(size, SAMPLES) for size in t.shape)) for t in says)
             assert given(made, types) in (None, says), (made, types, says)
     assert told > 50 * count
