@@ -43,7 +43,7 @@ from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.overlap import Order
-from galvatron.ir.recompute import IN_STEPS, replays, selective_steps
+from galvatron.ir.recompute import in_steps, replays, selective_steps
 from galvatron.ir.skew import EVEN
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 
@@ -250,7 +250,7 @@ class Composed:
     def _replayed(self, ops: Sequence[int], piece: Graph) -> Replayed:
         read = {value.name: self.places[value.name] for value in (*piece.inputs, *piece.state)}
         steps = selective_steps(self.layer.graph, self.recompute)
-        return Replayed(self, ops, read, steps, selective=self.recompute in IN_STEPS)
+        return Replayed(self, ops, read, steps, selective=in_steps(self.layer.graph, self.recompute))
 
     def _call(self, index: int, replayed: Replayed | None) -> list[str]:
         """Runs one op, and names its results."""

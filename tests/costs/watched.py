@@ -20,7 +20,7 @@ from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.ops.kernels import call_on
-from galvatron.ir.recompute import IN_STEPS, selective_steps
+from galvatron.ir.recompute import in_steps, selective_steps
 from galvatron.ir.skew import EVEN
 from galvatron.recompute import again, keep, once, recomputed
 
@@ -152,7 +152,11 @@ class Run:
 
         if self.recompute == "attention":
             return in_pieces
-        return function if self.recompute == "none" else recomputed(function, selective=self.recompute in IN_STEPS)
+        return (
+            function
+            if self.recompute == "none"
+            else recomputed(function, selective=in_steps(self.graph, self.recompute))
+        )
 
     def _core(
         self, graph: Graph, run: Callable[..., dict[str, torch.Tensor]], values: dict[str, torch.Tensor]
