@@ -17,6 +17,7 @@ from galvatron.ir.layout import Axis, is_routed
 from galvatron.ir.skew import most_rows
 from galvatron.ir.spmd import on_slices
 from galvatron.ir.types import evaluate
+from galvatron.routes import choices_that_come, rows_by_rank
 
 
 def communicated(
@@ -31,6 +32,16 @@ def communicated(
     if is_routed(ends(op)[1]):
         shape[0] = most_rows(shape[0], axis.size, skew)
     return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, watch)
+
+
+def find_route(op: Op, chosen: torch.Tensor, axis: Axis, watch: Watch, skew: float) -> None:
+    """What ranks do when they first send rows by what these choose: they tell each other how many there are."""
+    size = op.kwarg("size")
+    assert isinstance(size, int)
+    with torch.no_grad():
+        _, counts = rows_by_rank(chosen, size, axis.size, 0)
+        watch.collective("all_to_all", axis, counts.numel() * counts.element_size(), at_once=True)
+        choices_that_come(counts, 0, most_rows(len(chosen), axis.size, skew))
 
 
 def is_uneven(op: Op) -> bool:
