@@ -120,6 +120,11 @@ class Layer:
             for op in self.graph.ops
         )
 
+    def awaited(self, index: int) -> str:
+        """What an op waits for, and nobody holds any longer; empty if it is no such op."""
+        op = self.graph.ops[index]
+        return op.operands[0] if op.target == WAIT else ""
+
     @cached_property
     def called(self) -> tuple[Called, ...]:
         """What each op calls."""
@@ -241,6 +246,9 @@ class Composed:
             made: list[str] = []
             for index in ops:
                 made += self._call(index, replayed)
+                if (awaited := self.layer.awaited(index)) in made:
+                    made.remove(awaited)
+                    self.storages.drop(self.places.pop(awaited))
             if replayed is not None:
                 replayed.forward_is_over()
                 self._replays |= dict.fromkeys(ops, replayed)

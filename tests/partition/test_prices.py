@@ -66,7 +66,12 @@ def test_a_product_of_rows_that_have_come_is_of_an_axis_share_of_all() -> None:
     inputs = (value("x", BATCH * ROWS, COLUMNS), value("w", matrices, COLUMNS, COLUMNS), ids)
     graph = Graph(inputs, (), (op,), ("y",))
     table, differentiable = FactorTable(graph), frozenset[str]()
-    prices = Prices(ClassPrices(graph, table, MACHINE, SAMPLES, Border(*3 * (differentiable,))), INNER, [{}], {})
+    prices = Prices(
+        ClassPrices(graph, table, MACHINE, SAMPLES, Border(differentiable, differentiable, differentiable)),
+        INNER,
+        [{}],
+        {},
+    )
     fitting = fits(graph, 0, table, INNER.size, {}, range(len(table.op_factors(0))), routes=("ids",))
     modes = op_modes(graph, 0, table, differentiable, fitting)
     (routed,) = (mode for mode in modes if mode.routed)
