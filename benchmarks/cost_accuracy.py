@@ -178,11 +178,11 @@ def print_comparisons(found: Sequence[Comparison]) -> None:
         table.add_column(heading, no_wrap=True)
     for one in sorted(found, key=lambda one: (one.network, one.model, one.plan)):
         taken, worst = one.measured, max(one.memory_errors, key=abs)
-        rank = one.memory_errors.index(worst)
+        peaks = one.peaks[one.memory_errors.index(worst)]
         table.add_row(
             one.network, one.model, one.plan, f"{one.predicted_s:.3f} s", f"{taken.median_s:.3f} s",
-            f"{taken.spread:.0%}", f"{one.error:+.1%}", format_bytes(one.predicted_bytes[rank]),
-            format_bytes(taken.peak_bytes[rank]), f"{worst:+.1%}",
+            f"{taken.spread:.0%}", f"{one.error:+.1%}", format_bytes(peaks[0]), format_bytes(peaks[1]),
+            f"{worst:+.1%}",
             *(f"{max(figures):.3f} s" for figures in (taken.compute_s, taken.waiting_s, taken.bubble_s)),
         )  # fmt: skip
     Console(width=max(180, Console().width)).print(table)

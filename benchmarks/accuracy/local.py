@@ -37,9 +37,17 @@ class Comparison:
         return tuple(peaks[rank * len(peaks) // ranks] for rank in range(ranks))
 
     @property
+    def peaks(self) -> tuple[tuple[int, int], ...]:
+        """By pipeline rank the predicted peak and the measured one: of the rank that has most, where rows go to ranks
+        by what they choose."""
+        predicted, measured = self.estimate.peak_bytes, self.measured.peak_bytes
+        each = len(measured) // len(predicted)
+        return tuple((peak, max(measured[i * each : (i + 1) * each])) for i, peak in enumerate(predicted))
+
+    @property
     def memory_errors(self) -> tuple[float, ...]:
-        """Predicted over measured peaks, less one, by rank."""
-        return tuple(p / m - 1 for p, m in zip(self.predicted_bytes, self.measured.peak_bytes, strict=True))
+        """Predicted over measured peaks, less one, by pipeline rank."""
+        return tuple(predicted / measured - 1 for predicted, measured in self.peaks)
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,8 @@ class Summary:
         bias: the median with its sign.
         order: Spearman's rank correlation of predicted and measured seconds, the least over the models of three plans
             and more; None if there are none.
-        memory_median: of the sizes of errors of all ranks.
-        memory_low: the least error of a rank: by how much a peak is too low at worst.
+        memory_median: of the sizes of errors of all pipeline ranks.
+        memory_low: the least error of one: by how much a peak is too low at worst.
         spread: the median over the plans of how far apart the middle half of the measured steps is.
     """
 

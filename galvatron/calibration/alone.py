@@ -19,7 +19,7 @@ from galvatron.ir.graph import Graph
 from galvatron.ir.index_bounds import bounds as places
 from galvatron.ir.layout import nameable_axes
 from galvatron.ir.local_functions import with_local_functions
-from galvatron.ir.recompute import IN_STEPS, replays
+from galvatron.ir.recompute import in_steps, replays
 from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate, lengths_in, numbers_in
 from galvatron.recompute import recomputed
 from galvatron.runtime.bounds import bounds
@@ -41,7 +41,7 @@ class Alone:
         text, function = emit_class(cls, case.only_given)
         called: Call = getattr(load_module(f"{function.name}.py", text), function.name)
         if replays(kind := case.local.recompute):
-            called = recomputed(called, selective=kind in IN_STEPS)
+            called = recomputed(called, selective=in_steps(cls.graph, kind))
         axes = {axis.name: axis for axis in nameable_axes(cls.mesh)}
         self._axes = [rt.Axis(axes[n].size, axes[n].stride, 0, SilentGroup(axes[n].size)) for n in function.axes]
         graph = with_local_functions(cls.graph, cls.mesh)

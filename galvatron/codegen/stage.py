@@ -20,7 +20,7 @@ from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_a
 from galvatron.ir.micro_batches import SUM, adds_up, spreads
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
-from galvatron.ir.recompute import IN_STEPS, rereads
+from galvatron.ir.recompute import in_steps, replays, rereads
 from galvatron.ir.types import TORCH_DTYPE_NAMES, Dim
 from galvatron.ir.zero import LEVELS
 
@@ -269,9 +269,11 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
 
 def _recompute(bindings: Bindings, layer: Layer) -> str:
     """How the call of a layer is recomputed; empty where it is not, though its function may do so with a part."""
-    strategy = bindings.cls(layer).strategy
-    recompute = strategy.recompute if strategy else "none"
-    return "selective" if recompute in IN_STEPS else "full" if recompute == "full" else ""
+    cls = bindings.cls(layer)
+    recompute = cls.strategy.recompute if cls.strategy else "none"
+    if not replays(recompute):
+        return ""
+    return "selective" if in_steps(cls.graph, recompute) else "full"
 
 
 def _is_gathered_once(bindings: Bindings, layer: Layer) -> bool:

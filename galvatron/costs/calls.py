@@ -32,7 +32,7 @@ from galvatron.costs.acts import (
     Step,
     StepEnd,
 )
-from galvatron.costs.sending import communicated, is_uneven
+from galvatron.costs.sending import communicated, find_route, is_uneven
 from galvatron.costs.watch import Watch
 from galvatron.ir.fakes import described
 from galvatron.ir.graph import Graph, Op, Ref, Value, map_refs
@@ -68,13 +68,15 @@ class Called:
 
     op: Op
     ranks: int
+    finds_route: bool = False
 
     @staticmethod
-    def of(op: Op, ranks: int) -> Called:
+    def of(op: Op, ranks: int, finds_route: bool = False) -> Called:
         """What an op of a local graph calls.
 
         Args:
             ranks: of the axis that it communicates on.
+            finds_route: whether the ranks do not know yet how many rows go where.
         """
         op = without_site(op)
         places = {name: str(i) for i, name in enumerate(dict.fromkeys(op.operands))}
@@ -84,7 +86,15 @@ class Called:
         kwargs = tuple(
             (key, ANY_AXIS if talks and key == "axis" else map_refs(arg, places.__getitem__)) for key, arg in op.kwargs
         )
-        key = (op.target, typed(args), tuple((k, typed(arg)) for k, arg in kwargs), types, op.function, ranks)
+        key = (
+            op.target,
+            typed(args),
+            tuple((k, typed(arg)) for k, arg in kwargs),
+            types,
+            op.function,
+            ranks,
+            finds_route,
+        )
         return _called(_Key(key, replace(op, args=args, kwargs=kwargs)))
 
     @property
@@ -116,7 +126,8 @@ class _Key:
 
 @derived(maxsize=1 << 16)
 def _called(key: _Key) -> Called:
-    return Called(key.op, key.key[-1])  # type: ignore[arg-type]  # the last part of a key is a number of ranks
+    *_, ranks, finds_route = key.key
+    return Called(key.op, ranks, finds_route)  # type: ignore[arg-type]  # as `Called.of` has them
 
 
 class Call:
@@ -382,6 +393,8 @@ def _function(called: Called, setting: Setting) -> Callable[[Sequence[torch.Tens
 
     def run(operands: Sequence[torch.Tensor], watch: Watch) -> list[torch.Tensor]:
         def collective(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if called.finds_route:
+                find_route(op, kwargs["by"], axis, watch, setting.skew)
             return communicated(op, args, kwargs, axis, watch, setting.batch, setting.skew)
 
         values = {value.name: tensor for value, tensor in zip(graph.inputs, operands, strict=True)}

@@ -38,12 +38,12 @@ from galvatron.costs.together import (
 from galvatron.ir.attention import pieces
 from galvatron.ir.collectives import COLLECTIVES, WAIT, is_started
 from galvatron.ir.either import in_training
-from galvatron.ir.graph import Graph, Value
+from galvatron.ir.graph import Arg, Graph, Ref, Value
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.overlap import Order
-from galvatron.ir.recompute import IN_STEPS, replays, selective_steps
+from galvatron.ir.recompute import in_steps, replays, selective_steps
 from galvatron.ir.skew import EVEN
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 
@@ -120,11 +120,27 @@ class Layer:
             for op in self.graph.ops
         )
 
+    def awaited(self, index: int) -> str:
+        """What an op waits for, and nobody holds any longer; empty if it is no such op."""
+        op = self.graph.ops[index]
+        return op.operands[0] if op.target == WAIT else ""
+
     @cached_property
     def called(self) -> tuple[Called, ...]:
         """What each op calls."""
-        axes = zip(self.graph.ops, self.axes, strict=True)
-        return tuple(Called.of(op, axis.size if axis else 1) for op, axis in axes)
+        ops, finding = zip(self.graph.ops, self.axes, strict=True), self._finding_routes
+        return tuple(Called.of(op, axis.size if axis else 1, i in finding) for i, (op, axis) in enumerate(ops))
+
+    @cached_property
+    def _finding_routes(self) -> frozenset[int]:
+        """The ops at which ranks tell each other how many rows go where: the first of all that send rows by a value. Of
+        a value that is given to the graph they know it, all layers but one."""
+        first: dict[tuple[Arg, Axis | None, Arg], int] = {}
+        for index, (op, axis) in enumerate(zip(self.graph.ops, self.axes, strict=True)):
+            by = op.kwarg("by") if op.namespace == "comm" else None
+            if isinstance(by, Ref) and by.name in self.graph.producers:
+                first.setdefault((by, axis, op.kwarg("size")), index)
+        return frozenset(first.values())
 
     @cached_property
     def uneven(self) -> bool:
@@ -230,6 +246,9 @@ class Composed:
             made: list[str] = []
             for index in ops:
                 made += self._call(index, replayed)
+                if (awaited := self.layer.awaited(index)) in made:
+                    made.remove(awaited)
+                    self.storages.drop(self.places.pop(awaited))
             if replayed is not None:
                 replayed.forward_is_over()
                 self._replays |= dict.fromkeys(ops, replayed)
@@ -250,7 +269,7 @@ class Composed:
     def _replayed(self, ops: Sequence[int], piece: Graph) -> Replayed:
         read = {value.name: self.places[value.name] for value in (*piece.inputs, *piece.state)}
         steps = selective_steps(self.layer.graph, self.recompute)
-        return Replayed(self, ops, read, steps, selective=self.recompute in IN_STEPS)
+        return Replayed(self, ops, read, steps, selective=in_steps(self.layer.graph, self.recompute))
 
     def _call(self, index: int, replayed: Replayed | None) -> list[str]:
         """Runs one op, and names its results."""
@@ -317,7 +336,7 @@ class Composed:
     def _seen(self, index: int, seen: Seen, local: Mapping[int, int], back: bool) -> Seen:
         """An event of a call as one of the run."""
         if seen.axis is not None:
-            window = self.layer.windows[index]
+            window = None if seen.events[0].at_once else self.layer.windows[index]
             return seen.on(self.layer.axes[index], -1 - window if window is not None and back else window)
         if seen.name == "mm":
             self._matmuls[local[seen.written]] = len(self.now.events)

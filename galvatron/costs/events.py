@@ -60,7 +60,8 @@ class Launch:
 class CollectiveCall:
     """One collective on a mesh axis; `payload_bytes` as in `Machine.collective_s`.
 
-    One with a `window` is under way for a while. In a forward it begins here, and ends at the mark of its window; in a
+    One that is waited for `at_once` stands where its op cannot go on without it. One with a `window` is under way for a
+    while. In a forward it begins here, and ends at the mark of its window; in a
     backward, whose windows are negative, it begins at the mark, and ends here.
     """
 
@@ -68,6 +69,7 @@ class CollectiveCall:
     axis: Axis
     payload_bytes: Linear
     window: int | None = None
+    at_once: bool = False
 
 
 MARK = "wait"

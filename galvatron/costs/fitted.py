@@ -17,7 +17,7 @@ def fitted(batches: Sequence[int], events: Sequence[ObservedEvent]) -> Event:
     if second.name == MARK and second.window is not None:
         return Mark(second.window)
     if second.axis is not None:
-        return CollectiveCall(second.name, second.axis, size_bytes, second.window)
+        return CollectiveCall(second.name, second.axis, size_bytes, second.window, second.at_once)
     return Launch(second.name, second.dtype, _work(batches, first.work, second.work), size_bytes, second.of_weight)
 
 

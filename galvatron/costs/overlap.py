@@ -82,13 +82,11 @@ def _windows(layer: Layer, doing: Doing, machine: Machine, batch: float) -> Iter
 
 
 def _communicating_s(layer: Layer, doing: Doing, machine: Machine, batch: float, start: int) -> list[float]:
-    """Seconds of what a collective sends, forward and backward."""
+    """Seconds of what a collective sends that may be under way, forward and backward."""
     axis = layer.axes[start]
     assert axis is not None
-    return [
-        sum(machine.collective_s(e.kind, e.payload_bytes(batch), axis) for e in events if isinstance(e, CollectiveCall))
-        for events in doing.by_op[start]
-    ]
+    sent = ([e for e in events if isinstance(e, CollectiveCall) and not e.at_once] for events in doing.by_op[start])
+    return [sum(machine.collective_s(e.kind, e.payload_bytes(batch), axis) for e in each) for each in sent]
 
 
 def _two_calls_s(machine: Machine) -> float:

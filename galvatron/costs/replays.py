@@ -141,6 +141,9 @@ class Replayed:
                     places[value.name] = run.storages.hold(local[result.storage])
                     made.append(places[value.name])
         run.dropped(local, inner)
+        if (awaited := places.get(run.layer.awaited(index))) in made:
+            made.remove(awaited)
+            self._drop([awaited])
         return found
 
     def _without_steps(

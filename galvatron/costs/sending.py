@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from galvatron.costs.events import MARK
 from galvatron.costs.slices import run_on_slice
 from galvatron.costs.watch import Watch
-from galvatron.ir.collectives import COLLECTIVES, MESSAGES, WAIT, Conversion, conversion_of, copies, ends
+from galvatron.ir.collectives import COLLECTIVES, MESSAGES, WAIT, Conversion, conversion_of, copies, ends, is_started
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis, is_routed
 from galvatron.ir.skew import most_rows
 from galvatron.ir.spmd import on_slices
 from galvatron.ir.types import evaluate
+from galvatron.routes import choices_that_come, rows_by_rank
 
 
 def communicated(
@@ -30,7 +32,17 @@ def communicated(
     shape = [evaluate(d, batch) for d in op.result.type.shape]
     if is_routed(ends(op)[1]):
         shape[0] = most_rows(shape[0], axis.size, skew)
-    return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, watch)
+    return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, watch, is_started(op))
+
+
+def find_route(op: Op, chosen: torch.Tensor, axis: Axis, watch: Watch, skew: float) -> None:
+    """What ranks do when they first send rows by what these choose: they tell each other how many there are."""
+    size = op.kwarg("size")
+    assert isinstance(size, int)
+    with torch.no_grad():
+        _, counts = rows_by_rank(chosen, size, axis.size, 0)
+        watch.collective("all_to_all", axis, counts.numel() * counts.element_size(), at_once=True)
+        choices_that_come(counts, 0, most_rows(len(chosen), axis.size, skew))
 
 
 def is_uneven(op: Op) -> bool:
@@ -45,7 +57,11 @@ def _record(watch: Watch, axis: Axis, kind: str, payload_bytes: int) -> None:
 
 
 class _Collective(torch.autograd.Function):
-    """Stands for a collective: right shapes forward and backward, and an event for what crosses the network."""
+    """Stands for a collective: right shapes forward and backward, and an event for what crosses the network.
+
+    Where it is started its result is under way: until it is waited for it takes the memory of what is sent and of what
+    comes. What a backward waits for here has been laid out where it began, at the wait.
+    """
 
     @staticmethod
     def forward(
@@ -56,16 +72,20 @@ class _Collective(torch.autograd.Function):
         copies: tuple[float, float],
         axis: Axis,
         watch: Watch,
+        started: bool,
     ):
+        ctx.started = started
         ctx.shape, ctx.conversion, ctx.axis, ctx.watch = list(x.shape), conversion, axis, watch
         ctx.payload, (there, ctx.copies) = max(x.numel(), math.prod(shape)), copies
-        return _moved(x, shape, conversion.forward, there, axis, ctx.payload, watch)
+        part = "begun" if started else "all"
+        return _moved(x, shape, conversion.forward, there, axis, ctx.payload, watch, part)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any):
         back = ctx.conversion.backward
-        moved = _moved(gradients[0], ctx.shape, back, ctx.copies, ctx.axis, ctx.payload, ctx.watch)
-        return moved, None, None, None, None, None
+        part = "ended" if ctx.started else "all"
+        moved = _moved(gradients[0], ctx.shape, back, ctx.copies, ctx.axis, ctx.payload, ctx.watch, part)
+        return moved, None, None, None, None, None, None
 
 
 class _Wait(torch.autograd.Function):
@@ -77,18 +97,28 @@ class _Wait(torch.autograd.Function):
     def forward(ctx: Any, x: Any, axis: Axis, watch: Watch):
         ctx.axis, ctx.watch = axis, watch
         watch.collective(MARK, axis, 0)
-        return x.view_as(x)
+        laid_out = x.untyped_storage().nbytes() > x.numel() * x.element_size()
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device) if laid_out else x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any):
         ctx.watch.collective(MARK, ctx.axis, 0)
         (gradient,) = gradients
-        both = torch.empty(2 * gradient.numel(), dtype=gradient.dtype, device=gradient.device)
-        return both[: gradient.numel()].view(gradient.shape), None, None
+        return _within(gradient, gradient.shape, 2 * gradient.numel()), None, None
 
 
-def _moved(x: Any, shape: list[int], kind: str | None, copies: float, axis: Axis, payload: int, watch: Watch) -> Any:
-    """What a tensor is after a collective; the same memory if it stays as it is."""
+def _moved(
+    x: Any,
+    shape: list[int],
+    kind: str | None,
+    copies: float,
+    axis: Axis,
+    payload: int,
+    watch: Watch,
+    part: Literal["all", "begun", "ended"],
+) -> Any:
+    """What a tensor is after a collective; the same memory if it stays as it is. Parts of the ranks that are laid out
+    one by one are gone when it has ended, and of one that has only begun they are all there is."""
     if kind is None and list(x.shape) == shape:
         return x.view_as(x)
     watch.collective(kind, axis, payload * x.element_size())
@@ -96,7 +126,17 @@ def _moved(x: Any, shape: list[int], kind: str | None, copies: float, axis: Axis
         watch.copied(x, copies * payload * x.element_size())
     # `x.new_empty` would import torch's compiler.
     empty = partial(torch.empty, dtype=x.dtype, device=x.device)
-    buffer = empty(payload * (MESSAGES[kind].buffers if kind else 0))
+    buffers = payload * (MESSAGES[kind].buffers if kind else 0)
+    if part == "begun":
+        return _within(x, shape, buffers)
+    buffer = empty(buffers if part == "all" else 0)
     result = empty(shape)
     del buffer
     return result
+
+
+def _within(like: Any, shape: Sequence[int], numbers: int) -> Any:
+    """A tensor of a shape in memory of at least so many numbers."""
+    own = math.prod(shape)
+    memory = torch.empty(max(numbers, own), dtype=like.dtype, device=like.device)
+    return memory[:own].view(shape)

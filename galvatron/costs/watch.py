@@ -25,7 +25,7 @@ class ObservedEvent:
 
     `reads` and `writes` are the storages of its operands and results, numbered as they were first seen, with the bytes
     that it touches of each; `operator` is what torch dispatched. A collective that is started, and the wait for it,
-    have the `window` between them.
+    have the `window` between them; one that is waited for `at_once` has none, whatever the op that it belongs to.
     """
 
     name: str
@@ -38,6 +38,7 @@ class ObservedEvent:
     writes: tuple[tuple[int, float], ...] = ()
     operator: Any = None
     window: int | None = None
+    at_once: bool = False
 
 
 class Watch(TorchDispatchMode):
@@ -131,10 +132,10 @@ class Watch(TorchDispatchMode):
         """Lists what comes next elsewhere."""
         self.events = events
 
-    def collective(self, kind: str | None, axis: Axis, payload_bytes: int) -> None:
+    def collective(self, kind: str | None, axis: Axis, payload_bytes: int, *, at_once: bool = False) -> None:
         if kind is not None:
             self.dispatched()
-            self.events.append(ObservedEvent(kind, "", axis, payload_bytes))
+            self.events.append(ObservedEvent(kind, "", axis, payload_bytes, at_once=at_once))
 
     def copied(self, like: torch.Tensor, size_bytes: float) -> None:
         """Notes that so many bytes of a tensor's type were read and written again."""

@@ -2,10 +2,12 @@
 
 Under `recompute=attention` only the cores of attention are computed again (see `ir.attention`), and all else is kept
 that autograd saves. Under `recompute` a layer keeps what goes into it, and its backward begins with its forward, up to
-the last op of which autograd saves something. Under `recompute=selective` some ops run in the forward only: those whose
-time is in arithmetic (`Operator.kept`), and those that communicate. What is computed again is bound by memory traffic.
-Of an `spmd.` op that is not kept, what its collectives return is kept all the same. Under `recompute=alternate` the
-same holds, but every second product of matrices is computed again as well, for half of the memory of their results.
+the last op of which autograd saves something. What is chosen by comparing numbers is not chosen again (`chooses`): sums
+of the numbers may come out otherwise in their last bit, and with them who is sent how many rows. Under
+`recompute=selective` some ops run in the forward only: those whose time is in arithmetic (`Operator.kept`), and those
+that communicate. What is computed again is bound by memory traffic. Of an `spmd.` op that is not kept, what its
+collectives return is kept all the same. Under `recompute=alternate` the same holds, but every second product of
+matrices is computed again as well, for half of the memory of their results.
 
 What a backward reads besides what was kept are values of parameters, and for some layers not even these (`rereads`).
 """
@@ -25,7 +27,10 @@ Step = Literal["keep", "once"]
 
 
 IN_STEPS = ("selective", "alternate")
-"""Kinds of recomputation under which some ops of a layer run in the forward only."""
+"""Kinds of recomputation under which ops whose time is in arithmetic, and those that communicate, run in the forward
+only."""
+
+_INTEGERS = frozenset(("i8", "u8", "i16", "i32", "i64"))
 
 
 def replays(recompute: str) -> bool:
@@ -33,22 +38,36 @@ def replays(recompute: str) -> bool:
     return recompute == "full" or recompute in IN_STEPS
 
 
+def chooses(graph: Graph, op: Op) -> bool:
+    """Whether an op makes whole numbers of floating ones, as `topk`, `argmax` and `sort` do: a small difference of the
+    latter may be a large one of the former."""
+    if op.namespace == "comm" or op.function is not None:
+        return False
+    reads = any(graph.values[name].type.is_floating for name in op.operands)
+    return reads and any(value.type.dtype in _INTEGERS for value in op.results)
+
+
+def in_steps(graph: Graph, recompute: str) -> bool:
+    """Whether a layer that is recomputed has ops that run in the forward only."""
+    return recompute in IN_STEPS or bool(selective_steps(graph, recompute))
+
+
 def runs_once(op: Op) -> bool:
-    """Whether selective recomputation leaves the op out."""
+    """Whether selective recomputation leaves the op out for what it takes."""
     if op.namespace == "comm":
         return op.target == WAIT or bool(COLLECTIVES[op.target].sent)
     return operator_of(op).kept
 
 
 def selective_steps(graph: Graph, recompute: str) -> dict[int, Step]:
-    """By number, the ops of a sharded graph that a kind of recomputation leaves out; none if it is not one in steps.
+    """By number, the ops of a sharded graph that run in the forward only under a kind of recomputation.
 
     What only collectives read need not be kept, since they are not called again and save nothing: a partial sum that is
     reduced, or a value that only leaves the layer.
     """
-    if recompute not in IN_STEPS:
+    if not replays(recompute):
         return {}
-    once = [runs_once(op) for op in graph.ops]
+    once = [(recompute in IN_STEPS and runs_once(op)) or chooses(graph, op) for op in graph.ops]
     if recompute == "alternate":
         products = [index for index, op in enumerate(graph.ops) if once[index] and _is_product(op)]
         for index in products[1::2]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import inf, prod
 
@@ -11,7 +12,7 @@ from galvatron.ir.factors import FactorTable, OpFactor
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import BROADCAST, Axis, Shard
 from galvatron.ir.ops.notation import DimNames
-from galvatron.ir.types import DTYPE_BYTES, evaluate, simplify_dim
+from galvatron.ir.types import BATCH, DTYPE_BYTES, evaluate, simplify_dim
 from galvatron.ir.update_rule import ADAMW
 from galvatron.machine import Machine
 from galvatron.machine.operators import LocalTensor, op_kernels
@@ -36,18 +37,25 @@ class ClassPrices:
             for i, dims in table.dims.items()
             if dims is not None
         }
-        self._op_s: dict[tuple[int, Ways], float] = {}
+        self._op_s: dict[tuple[int, Ways, bool], float] = {}
         self.bytes = {n: prod(self._shapes[n]) * DTYPE_BYTES[v.type.dtype] for n, v in graph.values.items()}
 
-    def op_s(self, index: int, ways: Ways) -> float:
-        """A rank's part of an op, forward and backward, where its named dimensions are shared out so many ways."""
-        key = index, ways
+    def op_s(self, index: int, ways: Ways, *, routed: bool = False) -> float:
+        """A rank's part of an op, forward and backward, where its named dimensions are shared out so many ways; with
+        rows that are `routed` as in `Mode`."""
+        key = index, ways, routed
         if key not in self._op_s:
-            self._op_s[key] = self._kernels_s(index, dict(ways))
+            self._op_s[key] = self._kernels_s(index, dict(ways), routed)
         return self._op_s[key]
 
-    def _kernels_s(self, index: int, ways: Mapping[str, int]) -> float:
+    def rows_of(self, index: int) -> str:
+        """The name of the dimension of an op that is the batch, and what it has of each sample."""
+        return next(factor.name for factor in self._table.op_factors(index) if factor.size == BATCH)
+
+    def _kernels_s(self, index: int, ways: Mapping[str, int], routed: bool) -> float:
         op, dims = self._graph.ops[index], self._table.dims[index]
+        if routed:
+            op = replace(op, kwargs=(*op.kwargs, ("routed", True)))
         sizes = {name: size / ways.get(name, 1) for name, size in self._sizes.get(index, {}).items()}
         names = (*op.operands, *(v.name for v in op.results))
         places = (None,) * len(names) if dims is None else (*dims.operands, *dims.results)
@@ -86,7 +94,10 @@ class Prices:
         for factor, ways in (*self._taken[index].items(), *own):
             name = _QUERIES if factor.name == RING else factor.name
             shared[name] = shared.get(name, 1) * ways
-        return self._of.op_s(index, tuple(sorted(shared.items())))
+        if mode.routed:  # of the rows that choose a matrix as many come as others leave
+            rows = self._of.rows_of(index)
+            shared[rows] = shared.get(rows, 1) * self._axis.size
+        return self._of.op_s(index, tuple(sorted(shared.items())), routed=mode.routed)
 
     def state_s(self, name: str, state: AxisState) -> float:
         """An optimizer's traffic on this rank's part, and the sum of its gradient over the axis.

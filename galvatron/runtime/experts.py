@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from galvatron.routes import choices_that_come, rows_by_rank
 from galvatron.runtime import comm
 from galvatron.runtime.mesh import Axis
 from galvatron.runtime.started import UnderWay
@@ -65,20 +66,11 @@ def route_of(chosen: Tensor, axis: Axis, size: int) -> Route:
 
 
 def _found(chosen: Tensor, axis: Axis, size: int) -> Route:
-    each = size // axis.size
-    first = axis.index * each
-    # Each rank's part, and behind it those that choose nothing and stay.
-    slots = chosen + chosen.div(each, rounding_mode="floor")
-    slots = slots.where((chosen >= 0) & (chosen < size), first + axis.index + each)
-    order = slots.argsort(stable=True)
-    sent = slots.bincount(minlength=size + axis.size).view(axis.size, each + 1)
+    order, sent = rows_by_rank(chosen, size, axis.size, axis.index)
     received = torch.empty_like(sent)
     comm.all_to_all(received, sent, axis.group).wait()
-    own = torch.arange(first, first + each + 1, device=chosen.device)
-    own[-1] = -1
-    come = own.repeat(axis.size).repeat_interleave(received.flatten())
     there, here = torch.stack([sent.sum(1), received.sum(1)]).tolist()
-    return Route(order, tuple(there), tuple(here), come)
+    return Route(order, tuple(there), tuple(here), choices_that_come(received, axis.index, sum(here)))
 
 
 def _sent(

@@ -252,6 +252,24 @@ def test_rows_go_to_their_experts_as_the_program_says(plan: str) -> None:
         assert counter.payload_bytes("backward") == bytes_by_channel(backward, share)
 
 
+@pytest.mark.parametrize(
+    "plan", some_slow([], ["m2/ep2", "m1/ep2-tp2", "m2/ep2-recompute", "m2/ep2-recompute=selective"])
+)
+def test_ranks_tell_each_other_in_each_layer_how_many_rows_go_where(plan: str) -> None:
+    """As often as the program says, computed again or not: its ids are those of a router in the layer."""
+    name, strategy = "routed: top two", Strategy.parse(plan.split("/")[1])
+    program = harness.planned(name, plan, strategy.devices)
+    assert program.plan is not None
+    micro_batches, staged = program.plan.micro_batches, Pipeline.of(LOWERING).run(program)
+    expected, batch = stage_communication(staged), harness.subject(name).batch(harness.BATCH_SIZE, 1)
+    told = [event for event in expected.forward if event.at_once]
+    assert len(told) == 2
+    assert {event.payload_bytes(1) for event in told} == {8 * (routed.EXPERTS + strategy.degree("ep"))}
+    for counter in run_ranks(counted_step, strategy.devices, harness.job_of_staged(name, staged), batch):
+        assert counter.counts("forward") == counts(micro_batches * expected.forward)
+        assert counter.counts("backward") == counts(micro_batches * expected.backward)
+
+
 WHOLE = {"dim": 1, "outer": 1}
 EXCHANGED = {"split_dim": 2, "split_outer": 1, "concat_dim": 1, "concat_outer": 1}
 

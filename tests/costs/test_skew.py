@@ -79,6 +79,18 @@ def test_products_are_of_the_rows_that_choose_a_matrix_of_the_rank(routed: bool,
         assert sorted(sent) == ([4 * own * D, 4 * own * H] if routed else [])
 
 
+def test_ranks_tell_each_other_once_how_many_rows_go_where() -> None:
+    """Where what they choose is made in the layer."""
+    graph = experts(routed=True)
+    (given, ids), (first, *others) = graph.inputs, graph.ops
+    made = Op("aten.abs.default", (Ref("numbers"),), (), (ids,))
+    graph = replace(graph, inputs=(given, replace(ids, name="numbers")), ops=(made, first, *others))
+    profile = profile_graph(graph, (TP,), frozenset({"x", "w"}), skew=EVEN)
+    told = [event for event in profile.forward if isinstance(event, CollectiveCall) and event.at_once]
+    assert [event.payload_bytes(1) for event in told] == [8 * (MATRICES + RANKS)]
+    assert not any(isinstance(event, CollectiveCall) and event.at_once for event in profile.backward)
+
+
 def test_an_estimate_says_what_is_when_rows_choose_evenly_and_what_is_at_most(program: Program) -> None:
     even, usual, uneven = (estimate(program, "ep2", skew) for skew in (1.0, None, 1.75))
     assert even.balanced is not None and usual.skew == SKEW

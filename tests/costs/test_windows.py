@@ -122,3 +122,15 @@ def test_what_is_sent_again_is_beside_the_same(recompute: str) -> None:
     sent = [[e for e in p.backward if isinstance(e, CollectiveCall)] for p in (whole, parted)]
     assert len(sent[0]) == len(sent[1])
     assert collectives_s(parted.backward, MACHINE, SAMPLES) < collectives_s(whole.backward, MACHINE, SAMPLES)
+
+
+def test_what_is_under_way_is_laid_out_until_it_is_waited_for() -> None:
+    """Rows as they are sent, and as they come, are there beside a shared expert that runs meanwhile."""
+    lines = (line for line in EXPERTS.splitlines() if "comm.combine" not in line)
+    graph = parse_graph("\n".join(lines).replace("return %back", "return %gelu"))
+    layer = Layer.of(graph, (EP,), LAYER.differentiable)
+    windows = (Window("there", ("shared", "shared_1")),)
+    alone, beside = (profile_layer(with_windows(layer, w), "none", kind="cuda").profile for w in ((), windows))
+    made_bytes = 2 * 4 * SAMPLES * WIDTH
+    assert beside.saved_bytes(SAMPLES) == alone.saved_bytes(SAMPLES)
+    assert beside.forward_extra_bytes(SAMPLES) == alone.forward_extra_bytes(SAMPLES) + made_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,17 +10,18 @@ from typing import Any
 from weakref import ref
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from galvatron.costs.calls import Shown
 from galvatron.costs.events import Dispatches
-from galvatron.costs.sending import communicated
+from galvatron.costs.sending import communicated, find_route
 from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.ir.attention import pieces
 from galvatron.ir.graph import Graph, Op
 from galvatron.ir.interpreter import empty_like_type, run_graph
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.ops.kernels import call_on
-from galvatron.ir.recompute import IN_STEPS, selective_steps
+from galvatron.ir.recompute import in_steps, selective_steps
 from galvatron.ir.skew import EVEN
 from galvatron.recompute import again, keep, once, recomputed
 
@@ -85,12 +86,15 @@ class Run:
         self.graph, self.batch, self.recompute, self.kind = graph, batch, recompute, kind
         self.axes = {axis.name: axis for axis in nameable_axes(mesh)}
         self.observed = Observed()
+        self.routes: MutableMapping[torch.Tensor, set[tuple[Any, ...]]] = WeakIdKeyDictionary()
+        """By what rows choose, where it is known how many go where."""
         self.watch = _Watch(self.observed.forward, kind)
         with Shown(on):
             values = {v.name: empty_like_type(v.type, batch, on) for v in (*graph.inputs, *graph.state)}
             for name in differentiable & values.keys():
                 if values[name].dtype.is_floating_point:
                     values[name].requires_grad_(True)
+            self.given = {id(tensor) for tensor in values.values()}
             for tensor in values.values():
                 self.watch.keep(tensor)
             self.state = {self.watch.number(values[v.name]) for v in graph.state}
@@ -152,7 +156,11 @@ class Run:
 
         if self.recompute == "attention":
             return in_pieces
-        return function if self.recompute == "none" else recomputed(function, selective=self.recompute in IN_STEPS)
+        return (
+            function
+            if self.recompute == "none"
+            else recomputed(function, selective=in_steps(self.graph, self.recompute))
+        )
 
     def _core(
         self, graph: Graph, run: Callable[..., dict[str, torch.Tensor]], values: dict[str, torch.Tensor]
@@ -199,6 +207,12 @@ class Run:
         self.observed.backward_dispatches = Dispatches(self.watch.ops, self.watch.views)
 
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        by = kwargs.get("by")
+        if by is not None and id(by) not in self.given:
+            known = self.routes.setdefault(by, set())
+            if (way := (kwargs["axis"], kwargs["size"])) not in known:
+                known.add(way)
+                find_route(op, by, self.axes[kwargs["axis"]], self.watch, EVEN)
         return communicated(op, args, kwargs, self.axes[kwargs["axis"]], self.watch, self.batch, EVEN)
 
 

@@ -92,3 +92,23 @@ def test_every_second_product_runs_again_under_alternate() -> None:
     chain = ((LINEAR, "x", "y"), (LINEAR, "y", "z"), (LINEAR, "z", "u"), (LINEAR, "u", "v"))
     assert steps_of(("v",), *chain, recompute="alternate") == {"y": "keep", "u": "keep"}
     assert steps_of(("v",), *chain, recompute="full") == {}
+
+
+@pytest.mark.parametrize("recompute", ["full", "selective", "alternate"])
+def test_nothing_is_chosen_again(recompute: str) -> None:
+    """Places of the greatest numbers are kept, and not what is made of them or of other whole numbers."""
+    rows, ids = TensorType("f32", (4, 8)), TensorType("i64", (4, 2))
+    ops = (
+        Op("aten.exp.default", (Ref("x"),), (), (Value("scores", rows),)),
+        Op(
+            "aten.topk.default",
+            (Ref("scores"), 2),
+            (),
+            (Value("weights", TensorType("f32", (4, 2))), Value("ids", ids)),
+        ),
+        Op("aten.add.Scalar", (Ref("ids"), 1), (), (Value("next", ids),)),
+        Op("aten.gather.default", (Ref("scores"), 1, Ref("next")), (), (Value("y", TensorType("f32", (4, 2))),)),
+    )
+    graph = Graph((Value("x", rows),), (), ops, ("y", "weights"))
+    assert selective_steps(graph, recompute) == {1: "keep"}
+    assert selective_steps(graph, "attention") == selective_steps(graph, "none") == {}

@@ -11,7 +11,7 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program
-from tests.ir.turning import EQUAL, EXPERTS, REFUSED, WIDTH, Loop, Mixture, with_one_too_many
+from tests.ir.turning import EQUAL, EXPERTS, REFUSED, WIDTH, Loop, Mixture, by_modules, with_one_too_many
 
 
 def batch_of(size: int) -> dict[str, Tensor]:
@@ -40,6 +40,15 @@ def test_all_turns_give_what_some_give(loop: Loop) -> None:
         program = capture_graph(net, batch_of(4)).program
     for size in (7, 3):
         assert_equals(net, program, size)
+
+
+def test_parameters_of_single_turns_are_named() -> None:
+    """Those of each expert of a list; a table of all experts has a gradient in every step."""
+    with pytest.warns(UserWarning) as caught:
+        capture_graph(Mixture(by_modules), batch_of(4))
+        capture_graph(Mixture(with_one_too_many), batch_of(4))
+    told = [str(warning.message) for warning in caught if "leaves the gradient None" in str(warning.message)]
+    assert len(told) == 1 and f"'experts.0.weight' and {2 * EXPERTS - 1} more" in told[0]
 
 
 def test_a_turn_that_no_step_may_take_is_checked() -> None:

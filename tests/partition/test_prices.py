@@ -12,6 +12,7 @@ from galvatron.ir.ops.work import product
 from galvatron.ir.types import BATCH, TensorType
 from galvatron.machine import Kernel, Machine
 from galvatron.partition.boundary import Border
+from galvatron.partition.modes import fits, op_modes
 from galvatron.partition.prices import ClassPrices, Prices
 from tests.partition.offered import offered
 
@@ -53,3 +54,30 @@ def test_a_product_has_one_more_for_each_factor_with_a_gradient(trained: bool) -
     forward = product(1, rows, columns, COLUMNS)
     works = (forward, *(forward.gradient(position) for position in ((0, 1) if trained else (0,))))
     assert seconds == pytest.approx(sum(MACHINE.kernel_s(Kernel("linear", "f32", touched, work)) for work in works))
+
+
+def test_a_product_of_rows_that_have_come_is_of_an_axis_share_of_all() -> None:
+    """And each matrix of the rank has the rows of all ranks that choose it, as where all ranks have all rows."""
+    matrices, count = 4, SAMPLES * ROWS
+    op = Op(
+        "galvatron.grouped_linear.default", (Ref("x"), Ref("w"), Ref("ids")), (), (value("y", BATCH * ROWS, COLUMNS),)
+    )
+    ids = Value("ids", TensorType("i64", (BATCH * ROWS,)))
+    inputs = (value("x", BATCH * ROWS, COLUMNS), value("w", matrices, COLUMNS, COLUMNS), ids)
+    graph = Graph(inputs, (), (op,), ("y",))
+    table, differentiable = FactorTable(graph), frozenset[str]()
+    prices = Prices(
+        ClassPrices(graph, table, MACHINE, SAMPLES, Border(differentiable, differentiable, differentiable)),
+        INNER,
+        [{}],
+        {},
+    )
+    fitting = fits(graph, 0, table, INNER.size, {}, range(len(table.op_factors(0))), routes=("ids",))
+    modes = op_modes(graph, 0, table, differentiable, fitting)
+    (routed,) = (mode for mode in modes if mode.routed)
+    (whole,) = (mode for mode in modes if mode.spmd and not mode.routed)
+    work = product(matrices / 2, count / matrices, COLUMNS, COLUMNS)
+    for mode, rows in ((routed, count / 2), (whole, count)):
+        touched = 4 * (2 * rows * COLUMNS + matrices / 2 * COLUMNS * COLUMNS) + 8 * rows
+        kernel = Kernel("grouped_linear", "f32", touched, work)
+        assert prices.op_s(0, mode) == pytest.approx(MACHINE.kernel_s(kernel))

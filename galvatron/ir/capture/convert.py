@@ -26,7 +26,7 @@ from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.selections import of_selection, selected_sizes, with_all_rows
 from galvatron.ir.capture.sources import advice, source_of, turn_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
-from galvatron.ir.capture.turns import check_turns, without_certain_turns
+from galvatron.ir.capture.turns import check_turns, warn_of_parameters, without_certain_turns
 from galvatron.ir.functions import with_dims
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
@@ -84,6 +84,7 @@ def converted(
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph, reached)) for s in state)
     trained = {s.name for s in state if s.trainable}
     check_backwards(graph, trained, reached, batch.size)
+    warn_of_parameters(graph, converter.turns, trained)
     program = Program(
         name=type(model).__name__,
         form=Form.CAPTURED,

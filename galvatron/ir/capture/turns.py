@@ -12,7 +12,7 @@ import sys
 import types
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Generic, TypeVar
@@ -193,6 +193,32 @@ def check_turns(graph: Graph, turns: Mapping[str, str]) -> None:
     for op in graph.ops:
         for name in op.operands:
             _check(name, turns.get(op.results[0].name, ""), graph, turns)
+
+
+def warn_of_parameters(graph: Graph, turns: Mapping[str, str], trained: Collection[str]) -> None:
+    """Says so where a parameter is read in some turns of a loop alone: in a step that takes none of these it has a
+    gradient of zeros, and in PyTorch none at all, which optimizers tell apart."""
+    readers: dict[str, set[str]] = {}
+    for op in graph.ops:
+        for name in op.operands:
+            if name in trained:
+                readers.setdefault(name, set()).add(turns.get(op.results[0].name, ""))
+    every = set(turns.values())
+    own = [
+        name for name, read in readers.items() if "" not in read and not _loops(every - read).isdisjoint(_loops(read))
+    ]
+    if own:
+        more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+        warnings.warn(
+            f"only some turns of a loop read {own[0]!r}{more}: in a step in which no row takes these turns, the model "
+            "leaves the gradient None and an optimizer skips the parameter, while here the gradient is zero, so that "
+            "weight decay and momentum still move it; keep the parameters of all turns in one tensor if that matters",
+            stacklevel=2,
+        )
+
+
+def _loops(turns: Collection[str]) -> set[str]:
+    return {turn.partition(".")[0] for turn in turns}
 
 
 def _check(name: str, reader: str, graph: Graph, turns: Mapping[str, str]) -> None:

@@ -105,10 +105,11 @@ def _work(_out: Any, a: Any, b: Any, *_: Any, **__: Any) -> Work:
     return product(count, a.shape[-2], b.shape[-1], a.shape[-1])
 
 
-def _grouped_op_work(_op: Op, tensors: Sequence[Any], dims: OpDims | None) -> Work:
-    """As many rows for each of all matrices, of which a rank may have some: what balanced experts come to."""
+def _grouped_op_work(op: Op, tensors: Sequence[Any], dims: OpDims | None) -> Work:
+    """As many rows for each of all matrices, of which a rank may have some, what balanced experts come to: of all rows,
+    or of those that have come because they choose one of the rank's."""
     (rows, inner), (matrices, columns, _), *_ = tensors
-    names = () if dims is None else dims.operands[1][0]
+    names = () if dims is None or op.kwarg("routed") is True else dims.operands[1][0]
     among = dims.sizes[names[0]] if dims is not None and names else matrices
     return product(matrices, rows / among, columns, inner)
 
