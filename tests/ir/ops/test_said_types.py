@@ -128,3 +128,9 @@ def test_of_any_call_the_table_says_what_torch_does(seed: int, count: int) -> No
             says = tuple(TensorType(t.dtype, tuple(evaluate(size, SAMPLES) for size in t.shape)) for t in says)
             assert given(made, types) in (None, says), (made, types, says)
     assert told > 50 * count
+
+
+@pytest.mark.parametrize(("places", "size"), [((1, 10, 4), 3), ((None, -2, 1), 10**30 - 2), ((5, 2, 1), 0)])
+def test_a_slice_of_more_elements_than_there_can_be(places: tuple[Arg, ...], size: int) -> None:
+    made = op("aten.slice.Tensor", (X, 0, *places), value("y", "f32", size))
+    assert expected_shapes(made, {"x": TensorType("f32", (10**30,))}) == ((size,),)
