@@ -218,8 +218,8 @@ def sliced(call: Call) -> Shapes:
     length = shape[at]
     if isinstance(length, int):
         expect(whole_number(step) > 0)
-        places = (None if place is None else whole_number(place) for place in (first, last))
-        start, stop, every = slice(*places, whole_number(step)).indices(length)
+        start, stop = (None if place is None else whole_number(place) for place in (first, last))
+        start, stop, every = slice(start, stop, whole_number(step)).indices(length)
         shape[at] = max(0, -((start - stop) // every))
     else:
         expect(first in (None, 0) and (last is None or last == sys.maxsize or last == length) and step == 1)
