@@ -61,7 +61,7 @@ def nearest_miss(program: Program, builders: Sequence[TableBuilder], budget_byte
 
 def _thrifty(setting: Setting, columns: Columns) -> Iterator[tuple[tuple[Strategy, ...], list[float]]]:
     """Strategies of all layers with little memory, and the bytes of each layer."""
-    needed = np.full((len(columns.candidates), len(columns.strategies)), np.inf)
+    needed = np.full((len(columns.candidates), len(columns.places.strategies)), np.inf)
     for index, row in enumerate(needed):
         own, cost = columns.cost(index)
         if cost is not None:
@@ -71,7 +71,7 @@ def _thrifty(setting: Setting, columns: Columns) -> Iterator[tuple[tuple[Strateg
     if np.isfinite(together.min()):
         ways.insert(0, np.full(len(needed), together.argmin()))
     for way in ways:
-        yield tuple(columns.strategies[column] for column in way), needed[layers, way].tolist()
+        yield tuple(columns.places.strategies[column] for column in way), needed[layers, way].tolist()
 
 
 def _in_stages(strategies: tuple[Strategy, ...], sizes: Sequence[int]) -> Stages:

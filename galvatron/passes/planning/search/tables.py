@@ -62,15 +62,15 @@ class TableBuilder:
 
     @property
     def heads(self) -> list[Strategy]:
-        return self.columns.heads
+        return self.columns.places.heads
 
     @property
     def place(self) -> np.ndarray:
-        return self.columns.place
+        return self.columns.places.place
 
     @property
     def strategies(self) -> list[Strategy]:
-        return self.columns.strategies
+        return self.columns.places.strategies
 
     @cached_property
     def borders(self) -> Borders:
@@ -207,7 +207,7 @@ class TableBuilder:
         leaving = np.full(len(held), min(setting.micro_batches, SENDS_IN_FLIGHT))
         received = self.columns.boundary_bytes(index) if index else np.zeros(len(self.heads))
         sent = self.columns.boundary_bytes(index + 1)
-        begin = np.multiply.outer(self._held, self.columns.shared) + share * np.multiply.outer(back, received)
+        begin = np.multiply.outer(self._held, self.columns.places.shared) + share * np.multiply.outer(back, received)
         times = len(self.borders.memories)
         return {
             **dict(zip(_FIGURES, figures[phases:], strict=False)),
