@@ -96,6 +96,7 @@ OPERATORS: dict[str, Operator] = {
     "softplus": _of_real(written="F.softplus(self, beta, threshold)"),
     "leaky_relu": _of_real(written="F.leaky_relu(self, negative_slope)"),
     "where": _choice(written={"self": _WHERE}),
+    "where.default": Operator(),
     "masked_fill": _choice(
         written={"Scalar": "self.masked_fill(mask, value)", "Tensor": "self.masked_fill(mask, value)"}, pointwise=True
     ),

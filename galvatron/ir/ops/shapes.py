@@ -364,6 +364,12 @@ def reduced(call: Call) -> Shapes:
     return (tuple(d for i, d in enumerate(shape) if i not in along),)
 
 
+def judged(call: Call) -> Shapes:
+    """Like `reduced`, along some dimensions if a list of them is given."""
+    expect(call.arguments.get("dim") != ())
+    return reduced(call)
+
+
 def loss_of_classes(call: Call) -> Shapes:
     """A loss that is reduced, of scores of classes beside the right one of them, or a probability of each."""
     expect(call["reduction"] in (1, 2))

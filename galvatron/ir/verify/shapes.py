@@ -39,11 +39,18 @@ def expected_shapes(op: Op, types: Mapping[str, TensorType]) -> tuple[Shape, ...
 
 
 def expected_dtype(op: Op, types: Mapping[str, TensorType]) -> str | None:
-    """The element type that every result of an op must have; None where the table does not say."""
+    """The element type that every result of an op must have; None where the table does not say, or says nothing of the
+    shapes of such a call.
+
+    Raises:
+        ShapeError: the operands do not fit together.
+    """
     op = without_site(op)
     if not is_operator(op.target):
         return None
     rule = operator_of(op).dtype
+    if operator_of(op).shapes is not None and expected_shapes(op, types) is None:
+        return None
     named = {name: arg.name for name, arg in op.arguments.items() if isinstance(arg, Const) and arg.kind == "dtype"}
     if not rule:
         return None
@@ -82,10 +89,12 @@ def _promoted(op: Op, dtypes: set[str], _types: object) -> str | None:
         return None
     if real := dtypes & set(_REAL):
         return _the_one(real, _REAL)
-    of_reals = any(
-        isinstance(a, float) or (isinstance(a, sympy.Expr) and not a.is_integer) for a in op.arguments.values()
-    )
-    return None if of_reals else _the_one(dtypes - {"bool"}, _WHOLE)
+    return None if _has_reals(op) else _the_one(dtypes - {"bool"}, _WHOLE)
+
+
+def _has_reals(op: Op) -> bool:
+    """Whether a number of Python among the arguments is real."""
+    return any(isinstance(a, float) or (isinstance(a, sympy.Expr) and not a.is_integer) for a in op.arguments.values())
 
 
 _RULES: Mapping[DtypeRule, Callable[[Op, set[str], Mapping[str, TensorType]], str | None]] = {
@@ -96,7 +105,7 @@ _RULES: Mapping[DtypeRule, Callable[[Op, set[str], Mapping[str, TensorType]], st
     "bits": lambda op, dtypes, _types: (
         _the_one(dtypes, ("bool", *_WHOLE)) if len(op.operands) == len(op.args) else None
     ),
-    "counted": lambda _op, _dtypes, _types: "i64",
+    "counted": lambda op, _dtypes, _types: None if _has_reals(op) else "i64",
     "summed": _summed,
     "promoted": _promoted,
 }
