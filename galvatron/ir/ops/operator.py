@@ -31,10 +31,10 @@ itself; rows, with statistics of each; rows of which each element depends on all
 elements in another order or place; rows at indices, read or written; many tensors at once, each element by itself."""
 
 DtypeRule = Literal["", "named", "bool", "same", "shared", "bits", "counted", "summed", "promoted"]
-"""What is said of the element type of an operator's results, if torch is not asked: it is the one that
-an argument names, as it is for the other rules where one does; `bool`; that of the first
-operand; the real one that all operands share, or the whole or boolean one; `i64`; the real one, or `i64` of whole and
-boolean numbers; the one that the operands are promoted to, numbers of Python among them."""
+"""What is said of the element type of an operator's results, if torch is not asked: it is the one that an argument
+names, as it is for the other rules where one does; `bool`; that of the first operand; the real one that all operands
+share, or the whole or boolean one; `i64`; the real one, or `i64` of whole and boolean numbers; the one that
+the operands are promoted to, numbers of Python among them."""
 
 EVERY = range(8)
 """All operands of an operator."""

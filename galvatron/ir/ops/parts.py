@@ -174,6 +174,7 @@ def _numbers(sizes: dict[str, Dim], prefix: str) -> frozenset[str]:
     return frozenset(name for name, size in sizes.items() if name.startswith(prefix) and isinstance(size, int))
 
 
+_together = partial(Operator, dtype="promoted", moves="copy", elements="mixed")
 _padded = partial(Operator, _pad, shapes=shapes.padded, dtype="same", elements="mixed")
 _BOUNDS = ("start", "end")
 
@@ -219,25 +220,10 @@ OPERATORS: dict[str, Operator] = {
     "narrow_copy": Operator(along("dim", linear=True)),
     "select_scatter": Operator(along("dim", linear=True), shapes=shapes.like_first),
     "slice_scatter": Operator(_overwritten, shapes=shapes.like_first, bounds=_BOUNDS),
-    "cat": Operator(
-        _joined,
-        written="torch.cat(tensors, dim=)",
-        shapes=shapes.concatenate,
-        dtype="promoted",
-        moves="copy",
-        elements="mixed",
-    ),
+    "cat": _together(_joined, written="torch.cat(tensors, dim=)", shapes=shapes.concatenate),
     "hstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 1))),
     "vstack": Operator(of_rank(2, "tensors", lambda call: _joined_along(call, 0))),
-    "stack": Operator(
-        _stack,
-        written="torch.stack(tensors, dim=)",
-        shapes=shapes.stack,
-        dtype="promoted",
-        grows=True,
-        moves="copy",
-        elements="mixed",
-    ),
+    "stack": _together(_stack, written="torch.stack(tensors, dim=)", shapes=shapes.stack, grows=True),
     "repeat": Operator(_repeated, written="self.repeat(*repeats)", times="repeats"),
     "tile": Operator(_repeated, times="dims"),
     "repeat_interleave.self_int": Operator(

@@ -49,11 +49,9 @@ def expected_dtype(op: Op, types: Mapping[str, TensorType]) -> str | None:
     if not is_operator(op.target):
         return None
     rule = operator_of(op).dtype
-    if operator_of(op).shapes is not None and expected_shapes(op, types) is None:
+    if not rule or (operator_of(op).shapes is not None and expected_shapes(op, types) is None):
         return None
     named = {name: arg.name for name, arg in op.arguments.items() if isinstance(arg, Const) and arg.kind == "dtype"}
-    if not rule:
-        return None
     if named:
         return None if rule == "shared" and named.get("dtype") not in _REAL else named.get("dtype")
     return _RULES[rule](op, {types[name].dtype for name in op.operands}, types)
