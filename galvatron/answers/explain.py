@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -116,7 +117,7 @@ def memory_prices(question: Question, setting: Setting) -> tuple[float, ...] | N
     """The multipliers of the budgets of a setting's pipeline ranks, with its best plan; None if it is not searched."""
     problem = question.problem
     wanted = (setting.pipeline_degree, setting.micro_batches, setting.schedule, setting.ties)
-    for builder in problem.builders:
+    for builder in itertools.chain.from_iterable(builder.ways() for builder in problem.builders):
         own = builder.setting
         if (own.pipeline_degree, own.micro_batches, own.schedule, own.ties) != wanted:
             continue

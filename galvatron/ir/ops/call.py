@@ -78,11 +78,12 @@ class Call:
 
 def by_line(call: Call, line: str) -> OpDims:
     """The dims that a rule line gives: its operands are the leading arguments, tensors by schema; one that is absent or
-    a number is None."""
+    a number is None. Of tensors with more or fewer dimensions than the line tells, which few calls have, such as a bias
+    of several rows, nothing may be sharded."""
     notation = parse_notation(line)
     tensors = list(call.arguments.values())[: len(notation.operands)]
     shapes = tuple(call.types[a.name].shape if isinstance(a, Ref) else None for a in tensors)
-    return notation.resolve(shapes, call.results)
+    return notation.resolve(shapes, call.results) if notation.fits(shapes, call.results) else whole(call)
 
 
 def whole(call: Call) -> OpDims:

@@ -88,6 +88,11 @@ class Notation:
     indivisible: frozenset[str]
     spmd: frozenset[str] = frozenset()
 
+    def fits(self, operand_shapes: tuple[Shape | None, ...], result_shapes: tuple[Shape, ...]) -> bool:
+        """Whether tensors of these shapes have as many dimensions as it tells."""
+        pairs = (*zip(self.operands, operand_shapes, strict=False), *zip(self.results, result_shapes, strict=True))
+        return all(shape is None or len(_expand(term, len(shape))) == len(shape) for term, shape in pairs)
+
     def resolve(self, operand_shapes: tuple[Shape | None, ...], result_shapes: tuple[Shape, ...]) -> OpDims:
         """The dims of an op whose arguments have these shapes, None for an argument that is absent or a number."""
         operand_shapes += (None,) * (len(self.operands) - len(operand_shapes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from types import FunctionType
 
@@ -13,14 +14,14 @@ from galvatron.codegen.ops import OpPrinter
 from galvatron.costs.events import Launch
 from galvatron.costs.profile import profile_graph
 from galvatron.ir.collectives import COLLECTIVES
-from galvatron.ir.graph import Op
+from galvatron.ir.graph import Op, Ref, Value
 from galvatron.ir.layout import Shard
 from galvatron.ir.ops import schemas, table
 from galvatron.ir.ops.operator import UNKNOWN, Operator
-from galvatron.ir.ops.table import OPERATORS, named, of_target, operator_of
+from galvatron.ir.ops.table import OPERATORS, named, of_target, op_dims, operator_of
 from galvatron.ir.ops.targets import parsed
 from galvatron.ir.ops.work import product
-from galvatron.ir.types import evaluate
+from galvatron.ir.types import TensorType, evaluate
 from galvatron.passes import LOWERING
 from galvatron.passes.pipeline import Pipeline
 from galvatron.runtime import inductor
@@ -125,3 +126,14 @@ def test_the_runtime_hides_from_the_compiler_what_the_table_has_there() -> None:
     functions = {name: value for name in runtime.__all__ if isinstance(value := getattr(runtime, name), FunctionType)}
     hidden = {name for name, function in functions.items() if function.__module__ in inductor._OPAQUE}
     assert hidden - {"packed"} == counterparts | {parsed(target).name for target in COLLECTIVES}
+
+
+def test_of_tensors_of_other_ranks_than_a_rule_tells_nothing_is_sharded() -> None:
+    """`linear` takes a bias of several rows, of which its line says nothing."""
+    names = ("x", "weight", "bias")
+    op = Op("aten.linear.default", tuple(map(Ref, names)), (), (Value("y", TensorType("f32", (4, 8))),))
+    for bias, sharded in (((8,), True), ((1, 8), False), ((4, 8), False)):
+        types = {name: TensorType("f32", shape) for name, shape in zip(names, ((4, 8), (8, 8), bias), strict=True)}
+        dims = op_dims(op, types)
+        assert dims is not None and len(dims.operands) == 3
+        assert any(itertools.chain(*dims.operands, *dims.results)) == sharded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from galvatron.passes.planning.search.garbage import uncollected
 from galvatron.passes.planning.search.least import least_budget
 from galvatron.passes.planning.search.misses import check_fixed, nearest_miss
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
+from galvatron.passes.planning.search.ties import choices_of_ties
 from galvatron.passes.planning.search.watch import Stopped, Watch, limited
 from galvatron.passes.planning.tree import divisors
 from galvatron.schedules import Schedule
@@ -180,7 +180,7 @@ class Search(Pass):
         check_fixed(program, budget)
         skew = skew_of(program, self.skew)
         model = cost_model(program, skew, overlap=self.overlap)
-        choices = [way for choice in self._choices(program) for way in self._ways(model.tied(), *choice)]
+        choices = [own for choice in self._choices(program) for own in self._kept(model.tied(), choice)]
         if not choices:
             raise PlanError(self._nothing_left(program))
         return Problem(program, model, choices, budget, skew)
@@ -203,8 +203,8 @@ class Search(Pass):
 
     def _space(self, choices: Sequence[Choice]) -> str:
         """What is searched, in words."""
-        settings, every = [setting for setting, _ in choices], set[Strategy]()
-        for own in {id(own): own for _, left in choices for own in left}.values():
+        settings, every = [choice.setting for choice in choices], set[Strategy]()
+        for own in {id(own): own for choice in choices for own in choice.candidates}.values():
             every.update(own)
         roles = [role for role in ROLE_NAMES if any(role in s.roles for s in every)]
         parts = [
@@ -215,7 +215,7 @@ class Search(Pass):
             f"ZeRO {_listed(s.zero for s in every)}",
             f"recomputation {', '.join(kind for kind in RECOMPUTE if any(s.recompute == kind for s in every))}",
         ]
-        return "; ".join([*parts, *filter(None, [_ties_tried(settings), str(self.constraints)])])
+        return "; ".join([*parts, *filter(None, [_ties_tried(choices), str(self.constraints)])])
 
     def _nothing_left(self, program: Program) -> str:
         """Why there is no choice at all."""
@@ -274,26 +274,23 @@ class Search(Pass):
                         continue
                     name, batch = str(schedule), program.batch_size
                     setting = Setting(batch, count, name, degree, ends, pace=pace, fixed_bytes=fixed_bytes)
-                    yield setting, [own[key] for key in alike]
+                    yield Choice(setting, [own[key] for key in alike])
 
-    def _ways(
-        self, tied: Mapping[str, Sequence[int]], setting: Setting, candidates: list[tuple[Strategy, ...]]
-    ) -> Iterable[Choice]:
-        """A choice for each way to keep ties that is tried."""
+    def _kept(self, tied: Mapping[str, Sequence[int]], choice: Choice) -> Iterable[Choice]:
+        """A choice for each tie whole and in parts, where that is tried."""
         if self.whole_ties:
-            return [(replace(setting, ties=tuple((name, None) for name in tied)), candidates)]
-        return ways(tied, setting, candidates)
+            return [choice._replace(setting=replace(choice.setting, ties=tuple((name, None) for name in tied)))]
+        return choices_of_ties(tied, choice.setting, choice.candidates)
 
 
-def _ties_tried(settings: Sequence[Setting]) -> str:
+def _ties_tried(choices: Sequence[Choice]) -> str:
     """How ties are kept in a search, if not in every way."""
-    kept = [{strategy for _, strategy in setting.ties} for setting in settings if setting.ties]
-    if not kept:
+    ties = [kept for choice in choices for _, kept in choice.setting.ties]
+    if not ties:
         return ""
-    if all(own == {None} for own in kept):
+    if all(kept is None for kept in ties):
         return "ties kept whole"
-    several = any(len(setting.ties) > 1 for setting in settings)
-    return "ties kept alike" if several and all(len(own) == 1 for own in kept) else ""
+    return "ties kept alike" if any(choice.alike for choice in choices) else ""
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -306,36 +303,3 @@ def _spread(numbers: Sequence[int]) -> Sequence[int]:
         return numbers
     step = (len(numbers) - 1) / (MICRO_BATCH_CHOICES - 1)
     return [numbers[round(i * step)] for i in range(MICRO_BATCH_CHOICES)]
-
-
-def _alike(options: Sequence[Sequence[Strategy | None]]) -> Iterator[tuple[Strategy | None, ...]]:
-    """The ways that keep all ties alike; if these are still too many, the one that keeps them whole."""
-    common = [kept for kept in options[0] if all(kept in others for others in options)]
-    for kept in common if len(common) <= limits.WAYS else [None]:
-        yield (kept,) * len(options)
-
-
-def ways(
-    tied: Mapping[str, Sequence[int]], setting: Setting, candidates: Sequence[tuple[Strategy, ...]]
-) -> Iterator[Choice]:
-    """The same choice for each way to keep ties: whole whatever their layers have, or as under one strategy, which then
-    all their layers have. So within a choice what a layer costs depends on its own strategy alone. Where there are more
-    ways than `limits.WAYS`, all ties are kept alike.
-
-    Args:
-        tied: the layers of each tie, by its name.
-
-    """
-
-    def common(layers: Sequence[int]) -> list[Strategy]:
-        found = [dict.fromkeys(s.keeping for s in candidates[index]) for index in layers]
-        return [kept for kept in found[0] if kept is not None and all(kept in others for others in found)]
-
-    options: list[list[Strategy | None]] = [[None, *common(layers)] for layers in tied.values()]
-    for chosen in itertools.product(*options) if math.prod(map(len, options)) <= limits.WAYS else _alike(options):
-        left = list(candidates)
-        for layers, kept in zip(tied.values(), chosen, strict=True):
-            for index in layers if kept is not None else ():
-                left[index] = tuple(s for s in left[index] if s.keeping == kept)
-        if all(left):
-            yield replace(setting, ties=tuple(zip(tied, chosen, strict=True))), left

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,14 @@ from galvatron.ir.strategy import Strategy
 Options = tuple[Strategy, ...]
 """The strategies that a layer may have."""
 
-Choice = tuple[Setting, list[Options]]
-"""A setting, and the strategies that each layer may have in it."""
+
+class Choice(NamedTuple):
+    """A setting, and the strategies that each layer may have in it; where ties are open, whether all of them are kept
+    alike."""
+
+    setting: Setting
+    candidates: list[Options]
+    alike: bool = False
 
 
 @dataclass
@@ -49,6 +56,13 @@ class Places:
     def place(self) -> np.ndarray:
         """(S,) the place of each column."""
         return np.repeat(np.arange(len(self.members)), [len(strategies) for _, strategies in self.members])
+
+    @cached_property
+    def kept(self) -> tuple[list[Strategy | None], np.ndarray]:
+        """The ways in which strategies keep parameters, and (S,) the number of that of each column."""
+        numbers: dict[Strategy | None, int] = {}
+        own = [numbers.setdefault(strategy.keeping, len(numbers)) for strategy in self.strategies]
+        return list(numbers), np.array(own, dtype=int)
 
     @cached_property
     def mesh(self) -> np.ndarray:
@@ -117,7 +131,7 @@ class Columns:
         """Those of each choice."""
         known: dict[Hashable, Columns] = {}
         shelf = Shelf(model)
-        for setting, candidates in choices:
+        for setting, candidates, _ in choices:
             key = setting.pipeline_degree, setting.micro_batches, setting.ties
             if key not in known or known[key].candidates != candidates:
                 known[key] = Columns(model, setting, candidates, shelf)

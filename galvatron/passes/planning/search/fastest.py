@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from galvatron.costs.objective import Setting
-from galvatron.passes.planning.search.problems import Joint, Problem, uniform
+from galvatron.passes.planning.search.problems import Found, Joint, Problem, Solved, uniform
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.passes.planning.search.watch import Watch
 from galvatron.solver import Bounds, RankBounds
@@ -43,7 +43,8 @@ def fastest(
     does, it is solved. When all others are, it is solved again, following more, if it may still have something better
     than what is known by then. Choices whose devices hold several stages come last, so that what they promise is
     compared with a good plan: they promise most, and keep least of it. Only the first of these are solved, once there
-    is a plan; of the others what they promise stands in what is proven.
+    is a plan; of the others what they promise stands in what is proven. A choice whose ties are open is solved as if
+    each layer could keep them in its own way; where that is what the best one does, its ways are choices of their own.
 
     Args:
         builders: of the choices.
@@ -56,56 +57,61 @@ def fastest(
     for builder in builders:
         watch.costing(len(problems), len(builders))
         problems.append(Problem.of(builder, budget_bytes))
-    best: tuple[Setting, Stages] | None = None
+    best: Found | None = None
     best_s = bound_s = math.inf
 
-    def try_(which: int, left: np.ndarray, **limits: Any) -> float:
-        """Looks for something better among what is left to each layer, and returns what else takes at least."""
+    def try_(problem: Problem, left: np.ndarray, **limits: Any) -> Solved:
+        """Looks for something better among what is left to each layer."""
         nonlocal best, best_s
-        if not left.any():
-            return math.inf
-        found, least = problems[which].solved(left, best_s, **limits)
-        if found is not None:
-            best_s, best = found[0], (builders[which].setting, found[1])
-            watch.found(best_s, best)
-        return least
+        solved = problem.solved(left, best_s, **limits) if left.any() else Solved(None, math.inf)
+        if solved.found is not None:
+            best, best_s = solved.found, solved.found.seconds
+            watch.found(best_s, best.plan)
+        return solved
 
     for uniform_s, which, column in uniform(problems, _UNIFORM):
         if uniform_s >= best_s:
             break
-        try_(which, problems[which].everywhere(np.array([column])))
-    waiting: list[tuple[int, float, int, Bounds | RankBounds | None]] = [
-        (_LAST if isinstance(problem, Joint) else _FIRST, problem.least_s, which, None)
-        for which, problem in enumerate(problems)
-    ]
-    heapq.heapify(waiting)
-    promises = {which: promised_s for _, promised_s, which, _ in waiting}
+        try_(problems[which], problems[which].everywhere(np.array([column])))
+    waiting: list[tuple[int, float, int, Bounds | RankBounds | None]] = []
+    promises: dict[int, float] = {}
+
+    def wait(turn: int, promised_s: float, which: int, bounds: Bounds | RankBounds | None = None) -> None:
+        promises[which] = promised_s
+        heapq.heappush(waiting, (turn, promised_s, which, bounds))
+
+    for which, problem in enumerate(problems):
+        wait(_LAST if isinstance(problem, Joint) else _FIRST, problem.least_s, which)
     joint = 0
     while waiting:
         turn, promised_s, which, bounds = heapq.heappop(waiting)
-        wanted_s = best_s * (1 - gap)
-        watch.solving(len(builders) - len(waiting) - 1, len(builders), min(wanted_s, bound_s, *promises.values()))
+        problem, wanted_s = problems[which], best_s * (1 - gap)
+        watch.solving(len(problems) - len(waiting) - 1, len(problems), min(wanted_s, bound_s, *promises.values()))
         del promises[which]
         if promised_s >= wanted_s:
             continue
         if bounds is None:
-            bounds = problems[which].glance(wanted_s)
+            bounds = problem.glance(wanted_s)
             if bounds is not None:
                 if isinstance(bounds, Bounds):
-                    try_(which, problems[which].everywhere(bounds.started))
-                promises[which] = max(promised_s, bounds.least_s)
-                heapq.heappush(waiting, (turn, promises[which], which, bounds))
+                    try_(problem, problem.everywhere(bounds.started))
+                wait(turn, max(promised_s, bounds.least_s), which, bounds)
             continue
-        joint += turn == _LAST
-        if joint > _JOINT and best is not None:
+        if turn == _LAST and joint == _JOINT and best is not None:
             bound_s = min(bound_s, promised_s)
             continue
         wider = width and width * (_WIDER if turn == _AGAIN else 1)
-        least = max(promised_s, try_(which, bounds.by_layer(wanted_s), gap=gap, width=wider))
+        solved = try_(problem, bounds.by_layer(wanted_s), gap=gap, width=wider)
+        least = max(promised_s, solved.least_s)
+        if solved.apart:
+            for way in problem.ways(bounds.by_layer(best_s * (1 - gap))):
+                problems.append(way)
+                wait(turn, max(least, way.least_s), len(problems) - 1)
+            continue
+        joint += turn == _LAST
         if turn == _FIRST and least < best_s * (1 - gap):
-            promises[which] = least
-            heapq.heappush(waiting, (_AGAIN, least, which, bounds))
+            wait(_AGAIN, least, which, bounds)
         else:
             bound_s = min(bound_s, least)
-    watch.solving(len(builders), len(builders), min(bound_s, best_s * (1 - gap)))
-    return best
+    watch.solving(len(problems), len(problems), min(bound_s, best_s * (1 - gap)))
+    return best and best.plan

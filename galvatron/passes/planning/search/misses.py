@@ -15,7 +15,6 @@ from galvatron.ir.plan import runs
 from galvatron.ir.planned import balanced
 from galvatron.ir.program import Program
 from galvatron.ir.strategy import Strategy
-from galvatron.passes.planning.search.columns import Columns
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.units import format_bytes
 
@@ -44,9 +43,9 @@ def nearest_miss(program: Program, builders: Sequence[TableBuilder], budget_byte
     stages of equal memory.
     """
     thrifty = [
-        (sum(weights) / builder.setting.pipeline_degree, builder.setting, strategies, weights)
+        (sum(weights) / setting.pipeline_degree, setting, strategies, weights)
         for builder in builders
-        for strategies, weights in _thrifty(builder.setting, builder.columns)
+        for setting, strategies, weights in _thrifty(builder)
     ]
     least: tuple[float, str] | None = None
     for _, setting, strategies, weights in sorted(thrifty, key=itemgetter(0))[:_LOOKED_AT]:
@@ -59,19 +58,21 @@ def nearest_miss(program: Program, builders: Sequence[TableBuilder], budget_byte
     return least[1]
 
 
-def _thrifty(setting: Setting, columns: Columns) -> Iterator[tuple[tuple[Strategy, ...], list[float]]]:
-    """Strategies of all layers with little memory, and the bytes of each layer."""
-    needed = np.full((len(columns.candidates), len(columns.places.strategies)), np.inf)
+def _thrifty(builder: TableBuilder) -> Iterator[tuple[Setting, tuple[Strategy, ...], list[float]]]:
+    """Strategies of all layers with little memory, with each way to keep ties, and the bytes of each layer."""
+    columns, needed = builder.columns, np.full(builder.allowed.shape, np.inf)
     for index, row in enumerate(needed):
         own, cost = columns.cost(index)
         if cost is not None:
-            row[own] = cost.state_bytes + setting.in_flight[0] * cost.saved_bytes
-    together, layers = needed.sum(axis=0), np.arange(len(needed))
-    ways = [needed.argmin(axis=1)]
-    if np.isfinite(together.min()):
-        ways.insert(0, np.full(len(needed), together.argmin()))
-    for way in ways:
-        yield tuple(columns.places.strategies[column] for column in way), needed[layers, way].tolist()
+            row[own] = cost.state_bytes + builder.setting.in_flight[0] * cost.saved_bytes
+    for way in builder.ways():
+        left, layers = np.where(way.allowed, needed, np.inf), np.arange(len(needed))
+        together, choices = left.sum(axis=0), [left.argmin(axis=1)]
+        if np.isfinite(together.min()):
+            choices.insert(0, np.full(len(left), together.argmin()))
+        for choice in choices:
+            strategies = tuple(columns.places.strategies[column] for column in choice)
+            yield way.setting, strategies, left[layers, choice].tolist()
 
 
 def _in_stages(strategies: tuple[Strategy, ...], sizes: Sequence[int]) -> Stages:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from galvatron.costs.objective import evaluate_plan, memory_of_ranks
+from galvatron.costs.objective import Setting, evaluate_plan, memory_of_ranks
 from galvatron.passes.planning.search.tables import Stages, TableBuilder
 from galvatron.solver import (
     FEW_ROUNDS,
@@ -23,8 +24,27 @@ from galvatron.solver import (
     rank_bounds,
 )
 
-Found = tuple[float, Stages]
-"""Seconds of a step, and what a plan says of its stages."""
+
+class Found(NamedTuple):
+    """Seconds of a step, what a plan says besides its stages, and of these."""
+
+    seconds: float
+    setting: Setting
+    stages: Stages
+
+    @property
+    def plan(self) -> tuple[Setting, Stages]:
+        """Without the seconds."""
+        return self.setting, self.stages
+
+
+class Solved(NamedTuple):
+    """A plan that is faster than what was known, what no other takes less than, and whether ways to keep ties have to
+    be told apart to find the best one."""
+
+    found: Found | None
+    least_s: float
+    apart: bool = False
 
 
 @dataclass
@@ -45,6 +65,14 @@ class Problem(ABC):
         kind = Separable if builder.setting.order.phases else Joint
         return kind(builder, budget_bytes, builder.free(budget_bytes))
 
+    def ways(self, left: np.ndarray) -> Iterator[Problem]:
+        """The same for each way to keep ties that are open.
+
+        Args:
+            left: (L, S) whether a layer may have a column.
+        """
+        return (Problem.of(builder, self.budget_bytes) for builder in self.builder.ways(left))
+
     @property
     @abstractmethod
     def least_s(self) -> float:
@@ -55,10 +83,8 @@ class Problem(ABC):
         """Bounds within the budget, without moves; None where nothing fits that is faster than what is known."""
 
     @abstractmethod
-    def solved(
-        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
-    ) -> tuple[Found | None, float]:
-        """A plan that is faster than what is known, and what no other of these takes less than.
+    def solved(self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None) -> Solved:
+        """A plan that is faster than what is known.
 
         Args:
             left: (L, S) whether a layer may have a column.
@@ -82,17 +108,17 @@ class Separable(Problem):
         bounds = glance(self.free)
         return bounds if bounds.relaxations else None
 
-    def solved(
-        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
-    ) -> tuple[Found | None, float]:
+    def solved(self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None) -> Solved:
         tables = self.builder.tables(self.budget_bytes, left)
         try:
             found, bound_s = improved(tables.pipeline, known_s=known_s, gap=gap, width=width)
         except InfeasibleError:
-            return None, 0.0 if width else np.inf
+            return Solved(None, 0.0 if width else np.inf)
         if found is None or found.step_s >= known_s:
-            return None, bound_s
-        return (found.step_s, tables.stages(found.choice, found.borders)), bound_s
+            return Solved(None, bound_s)
+        stages = tables.stages(found.choice, found.borders)
+        setting = self.builder.settled(stages)
+        return Solved(setting and Found(found.step_s, setting, stages), bound_s, apart=setting is None)
 
 
 class Joint(Problem):
@@ -110,9 +136,9 @@ class Joint(Problem):
         bounds = rank_bounds(self.builder.ranks(self.free, closely=True), known_s)
         return bounds if bounds.least_s < known_s else None
 
-    def solved(
-        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None
-    ) -> tuple[Found | None, float]:
+    def solved(self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None) -> Solved:
+        if self.builder.is_open:
+            return Solved(None, 0.0, apart=True)
         # What takes one path's share of a move knows none that is endless.
         tables = self.builder.tables(self.budget_bytes, self.everywhere(np.flatnonzero(left.any(axis=0))))
         model, setting = self.builder.model, self.builder.setting
@@ -123,7 +149,7 @@ class Joint(Problem):
             return seconds, np.array(used) - self.budget_bytes
 
         found, bound_s = placed_best(self.builder.ranks(tables.pipeline, closely=True), price, known_s, gap)
-        return found and (found[0], tables.stages(*found[1:])), bound_s
+        return Solved(found and Found(found[0], setting, tables.stages(*found[1:])), bound_s)
 
 
 def uniform(problems: Sequence[Problem], most: int) -> list[tuple[float, int, int]]:

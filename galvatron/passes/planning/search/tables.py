@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,12 @@ import numpy as np
 from galvatron.costs.model import CostModel, Front, LayerCost
 from galvatron.costs.objective import Setting, is_last
 from galvatron.costs.steepest import steepest
+from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.zero import BUCKET_BYTES
 from galvatron.passes.planning.search.borders import Borders
 from galvatron.passes.planning.search.columns import Choice, Columns
+from galvatron.passes.planning.search.ties import IN_PARTS, common, is_open, ways
 from galvatron.schedules import SENDS_IN_FLIGHT, held_when_most, paths, way_through
 from galvatron.solver import Chain, Opening, Pipeline, Ranks, Rates
 
@@ -34,7 +36,7 @@ class Tables:
     def stages(self, choice: np.ndarray, borders: np.ndarray) -> Stages:
         """What a solution means."""
         chosen = [self.strategies[column] for column in choice]
-        return tuple(tuple(chosen[first:end]) for first, end in pairwise(borders))
+        return tuple(tuple(chosen[first:end]) for first, end in itertools.pairwise(borders))
 
 
 class TableBuilder:
@@ -46,19 +48,86 @@ class TableBuilder:
     stage has at a time counts as its share.
 
     Args:
-        columns: made for this setting, or for one that differs in its schedule alone.
+        columns: made for this setting, or for one that differs in its schedule and in how it keeps in parts what it
+            does not keep whole alone.
+        alike: whether all ties that are open are kept alike.
+        among: the one of which this is a way to keep ties, and so allows some columns only.
     """
 
-    def __init__(self, setting: Setting, columns: Columns) -> None:
+    def __init__(
+        self, setting: Setting, columns: Columns, *, alike: bool = False, among: TableBuilder | None = None
+    ) -> None:
         self.setting, self.columns, self.model = setting, columns, columns.model
         self.candidates, self.kinds = columns.candidates, columns.kinds
         self.joint = setting.order.stages_per_rank > 1
+        self._alike, self._among = alike, among
 
     @staticmethod
     def of(model: CostModel, choices: Sequence[Choice]) -> list[TableBuilder]:
         """Those of some choices, which ask for costs when they are asked for tables."""
         pairs = zip(choices, Columns.of(model, choices), strict=True)
-        return [TableBuilder(setting, columns) for (setting, _), columns in pairs]
+        return [TableBuilder(choice.setting, columns, alike=choice.alike) for choice, columns in pairs]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether some tie is kept in one of several ways: no plan is one of this choice, but of one of its `ways`."""
+        return is_open(self.setting.ties)
+
+    def settled(self, stages: Stages) -> Setting | None:
+        """The setting with ties as the layers of a choice keep them; None where they keep an open one differently."""
+        if not self.is_open:
+            return self.setting
+        keepings = [strategy.keeping for strategy in itertools.chain(*stages)]
+        options = {name: common([[keepings[index]] for index in layers]) for name, layers in self._open.items()}
+        return next((replace(self.setting, ties=ties) for ties in self._ways(options)), None)
+
+    def ways(self, left: np.ndarray | None = None) -> Iterator[TableBuilder]:
+        """The same for each way to keep what is open; this one where nothing is.
+
+        Args:
+            left: (L, S) whether a layer may have a column; ways that leave nothing to some layer are left out.
+        """
+        if not self.is_open:
+            yield self
+            return
+        keepings, own = self.columns.places.kept
+        allowed = self.allowed
+        if left is not None:
+            allowed = np.any(left.reshape(*allowed.shape[:1], -1, allowed.shape[1]), axis=1)
+        options = {
+            name: common([[keepings[k] for k in np.unique(own[allowed[index]])] for index in layers])
+            for name, layers in self._open.items()
+        }
+        for ties in self._ways(options):
+            if (allowed & self._keeping(ties)).any(axis=1).all():
+                yield TableBuilder(replace(self.setting, ties=ties), self.columns, among=self)
+
+    @property
+    def _open(self) -> dict[str, Sequence[int]]:
+        """The layers of each tie that is open."""
+        return {name: self.model.tied()[name] for name, kept in self.setting.ties if kept == IN_PARTS}
+
+    def _ways(self, options: Mapping[str, Sequence[Strategy | None]]) -> Iterator[Ties]:
+        return ways(self.setting.ties, options, alike=self._alike)
+
+    def _keeping(self, ties: Ties) -> np.ndarray:
+        """(L, S) whether a layer keeps its ties so with the strategy of a column, those that are not whole."""
+        keepings, own = self.columns.places.kept
+        found = np.ones((len(self.candidates), len(own)), dtype=bool)
+        for name, kept in ties:
+            if kept is not None:
+                found[list(self.model.tied()[name])] &= own == keepings.index(kept)
+        return found
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """(L, S) whether a layer may have the strategy of a column."""
+        if self._among is not None:
+            return self._among.allowed & self._keeping(self.setting.ties)
+        found = np.zeros((len(self.candidates), len(self.strategies)), dtype=bool)
+        for index, row in enumerate(found):
+            row[self.columns.cost(index)[0]] = True
+        return found
 
     @property
     def heads(self) -> list[Strategy]:
@@ -184,7 +253,12 @@ class TableBuilder:
     @cached_property
     def _rows(self) -> dict[str, np.ndarray]:
         """Of each kind; see `_row`."""
-        return _stacked([self._row(i) for i in self._numbered_layers[1]])
+        firsts = self._numbered_layers[1]
+        if self._among is None:
+            return _stacked([self._row(i) for i in firsts])
+        rows, own = self._among._rows, self._keeping(self.setting.ties)[firsts]
+        allowed = np.tile(own, len(self.borders.memories))[:, None]
+        return {**rows, "micro_s": np.where(allowed, rows["micro_s"], np.inf)}
 
     def _layer_key(self, index: int) -> Hashable:
         """What the row of a layer depends on, besides strategies and memories."""

@@ -13,10 +13,11 @@ from galvatron.costs.objective import Setting, evaluate_plan, memory_of_ranks
 from galvatron.costs.sharing import Pace
 from galvatron.ir.curves import Points
 from galvatron.ir.strategy import Strategy
-from galvatron.passes.planning.search import ways
+from galvatron.passes.planning.search.columns import Choice
 from galvatron.passes.planning.search.fastest import fastest
 from galvatron.passes.planning.search.problems import Problem
 from galvatron.passes.planning.search.tables import TableBuilder
+from galvatron.passes.planning.search.ties import choices_of_ties
 from galvatron.schedules import Schedule
 from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
 from tests.passes.planning.search.test_optimal import every_way
@@ -47,7 +48,7 @@ def test_no_plan_beats_the_bound(
     step_time_s, reports = evaluate_plan(model, setting, stages)
     used = max(memory.total for memory in memory_of_ranks(setting, reports))
     among_others, alone = [STRATEGIES] * count, [(strategy,) for strategy in chosen]
-    builders = TableBuilder.of(model, [(setting, among_others), (setting, alone)])
+    builders = TableBuilder.of(model, [Choice(setting, among_others), Choice(setting, alone)])
     least = [Problem.of(builder, used) for builder in builders]
     assert least[0].least_s <= least[1].least_s <= step_time_s + 1e-9
     for problem in least:  # within the budget that the plan needs
@@ -72,7 +73,7 @@ class Asked(TableModel):
 @given(models(tied=False, layers=(2, 5)))
 def test_moves_are_priced_between_meshes_that_neighbours_may_have(of: TableModel) -> None:
     model = Asked(**{one.name: getattr(of, one.name) for one in fields(of)})
-    (builder,) = TableBuilder.of(model, [(Setting(16, 2, "1f1b", 1), [STRATEGIES] * len(model.classes))])
+    (builder,) = TableBuilder.of(model, [Choice(Setting(16, 2, "1f1b", 1), [STRATEGIES] * len(model.classes))])
     first = np.array([strategy == STRATEGIES[0] for strategy in builder.strategies])
     chain = builder.tables(1e9, np.stack([first, *([~first] * (len(model.classes) - 1))])).pipeline.chain
     assert all(after.axes != STRATEGIES[0].axes for _, after in model.conversions_asked)
@@ -89,7 +90,7 @@ def test_more_memory_never_worsens_the_best_plan(
     model: TableModel, degree: int, schedule: str, budget: int, more: int
 ) -> None:
     setting = Setting(16, 2, schedule, min(degree, len(model.classes)))
-    choices = list(ways(model.tied(), setting, [STRATEGIES] * len(model.classes)))
+    choices = list(choices_of_ties(model.tied(), setting, [STRATEGIES] * len(model.classes)))
     tight, wide = (fastest(TableBuilder.of(model, choices), most) for most in (budget, budget + more))
     if tight is not None:
         assert wide is not None

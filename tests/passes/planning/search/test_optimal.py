@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import contains
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +19,9 @@ from galvatron.costs.sharing import Pace
 from galvatron.ir.curves import Points
 from galvatron.ir.plan import Ties
 from galvatron.ir.strategy import Strategy
-from galvatron.passes.planning.search import ways
 from galvatron.passes.planning.search.fastest import fastest
 from galvatron.passes.planning.search.tables import TableBuilder
+from galvatron.passes.planning.search.ties import choices_of_ties
 from galvatron.passes.planning.search.watch import Watch
 from tests.passes.planning.search.tables import STRATEGIES, TableModel, models
 
@@ -91,7 +93,7 @@ def check_optimum(
             if all(bytes_of(r) <= budget for r in reports):
                 best = min(best, step_time_s)
     candidates = [STRATEGIES] * len(model.classes)
-    found = fastest(TableBuilder.of(model, list(ways(model.tied(), setting, candidates))), budget)
+    found = fastest(TableBuilder.of(model, list(choices_of_ties(model.tied(), setting, candidates))), budget)
     if best == float("inf"):
         assert found is None
         return
@@ -134,7 +136,7 @@ def check_bound(model: TableModel, micro_batches: int, schedule: str, budget: in
             if max(memory.total for memory in memory_of_ranks(own, reports)) <= budget:
                 best_s = min(best_s, step_time_s)
     watch = Watch()
-    choices = list(ways(model.tied(), setting, [STRATEGIES] * len(model.classes)))
+    choices = list(choices_of_ties(model.tied(), setting, [STRATEGIES] * len(model.classes)))
     found = fastest(TableBuilder.of(model, choices), budget, watch=watch)
     assert watch.bound_s <= best_s * (1 + 1e-9)
     if found is None:  # nothing was found; that nothing fits is what an infinite bound says
@@ -144,31 +146,64 @@ def check_bound(model: TableModel, micro_batches: int, schedule: str, budget: in
     assert max(memory.total for memory in memory_of_ranks(found[0], reports)) <= budget
 
 
+class Costless(TableModel):
+    """Layers that cost nothing under any strategy."""
+
+    def __init__(self, layers: int, shares: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__((0,) * layers, {}, {}, {}, {}, shares)
+
+    def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
+        return LayerCost(0.0, 0.0)
+
+    def boundary_bytes(self, index: int, strategy: Strategy, micro_batch: int) -> float:
+        return 0.0
+
+    def shared_bytes(self, strategy: Strategy, micro_batch: int, ties: Ties) -> float:
+        return 0.0
+
+
 @pytest.mark.parametrize("shares", [(), ((0, 3),), ((0, 1, 3),), ((0, 2), (1, 3)), ((2,),), ((0, 3), (1, 3))])
 def test_every_plan_is_in_one_choice_for_each_way_to_keep_its_ties(shares: tuple[tuple[int, ...], ...]) -> None:
     """Also where a layer has two ties, which it can keep in parts only alike."""
     options = (*STRATEGIES, Strategy.parse("dp1-tp4"))
-    model = TableModel((0,) * 4, {}, {}, {}, {}, shares)
-    choices = list(ways(model.tied(), Setting(16, 1, "gpipe", 1), [options] * 4))
+    model = Costless(4, shares)
+    choices = list(choices_of_ties(model.tied(), Setting(16, 1, "gpipe", 1), [options] * 4))
+    builders = TableBuilder.of(model, choices)
+    apart = [way for builder in builders for way in builder.ways()]
+    of_choices, of_ways = ([(builder, allowed(builder)) for builder in each] for each in (builders, apart))
     for plan in itertools.product(options, repeat=4):
-        inside = [
-            setting.ties
-            for setting, candidates in choices
-            if all(strategy in found for strategy, found in zip(plan, candidates, strict=True))
-        ]
         wanted = list(every_way(model, plan))
-        assert len(inside) == len(wanted) and set(inside) == set(wanted)
+        settled = [builder.settled((plan,)) for builder, layers in of_choices if all(map(contains, layers, plan))]
+        for inside in (
+            [setting.ties for setting in settled if setting is not None],
+            [way.setting.ties for way, layers in of_ways if all(map(contains, layers, plan))],
+        ):
+            assert len(inside) == len(wanted) and set(inside) == set(wanted)
+
+
+def allowed(builder: TableBuilder) -> list[set[Strategy]]:
+    """The strategies that each layer may have in the tables of a single stage."""
+    chain = builder.free(1e9).chain
+    return [
+        {builder.strategies[column] for column in np.flatnonzero(row)}
+        for row in np.isfinite(chain.total_s)[chain.kinds]
+    ]
 
 
 def test_more_ways_to_keep_ties_than_can_be_tried_are_those_that_keep_all_alike(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each of eight ties is whole or as under one of two strategies."""
-    model = TableModel((0,) * 16, {}, {}, {}, {}, tuple((i, i + 1) for i in range(0, 16, 2)))
     options = [(Strategy.parse("dp2-tp2"), Strategy.parse("dp1-tp4"))] * 16
     setting = Setting(16, 1, "gpipe", 1)
-    kept = [[own for _, own in way.ties] for way, _ in ways(model.tied(), setting, options)]
-    assert kept == [[own] * 8 for own in (None, *(s.keeping for s in options[0]))]
-    assert len(list(ways(dict(list(model.tied().items())[:6]), setting, options))) == 3**6
+
+    def kept(ties: int) -> list[list[Strategy | None]]:
+        model = Costless(16, tuple((i, i + 1) for i in range(0, 2 * ties, 2)))
+        builders = TableBuilder.of(model, list(choices_of_ties(model.tied(), setting, options)))
+        apart = [way for builder in builders for way in builder.ways()]
+        return [[own for _, own in way.setting.ties] for way in apart]
+
+    assert kept(8) == [[own] * 8 for own in (None, *(s.keeping for s in options[0]))]
+    assert len(kept(6)) == 3**6
     monkeypatch.setattr("galvatron.ir.limits.WAYS", 2)
-    assert [way.ties for way, _ in ways(model.tied(), setting, options)] == [tuple((n, None) for n in model.tied())]
+    assert kept(8) == [[None] * 8]
