@@ -79,7 +79,7 @@ def exported(model: torch.nn.Module) -> None:
 def compiled(model: torch.nn.Module, searches: bool) -> tuple[float, float, float]:
     """CPU seconds of capture, of a plan, and of lowering and emission."""
     import galvatron
-    from galvatron.api import emit
+    from galvatron.offline import emit
 
     tokens = torch.empty(BATCH, SEQUENCE, dtype=torch.long, device="meta")
     program, capture_s = timed(lambda: galvatron.capture(model, {"input_ids": tokens, "labels": tokens}))

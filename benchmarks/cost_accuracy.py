@@ -36,10 +36,10 @@ from rich.table import Table
 
 import galvatron
 from galvatron import runtime as rt
-from galvatron.api import Estimate
 from galvatron.errors import GalvatronError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.program import Program
+from galvatron.offline import Estimate
 from galvatron.profiler import document, hardware, meter
 from galvatron.profiler.clusters import cluster_in
 from galvatron.units import format_bytes

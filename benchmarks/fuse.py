@@ -24,9 +24,9 @@ from rich.table import Table
 from torch import nn
 
 from galvatron import runtime as rt
-from galvatron.api import emit
 from galvatron.codegen import load_module
 from galvatron.ir.capture import capture_graph
+from galvatron.offline import emit
 from galvatron.passes import FRONT_END
 from galvatron.passes.pipeline import Pipeline
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from galvatron.api import CompiledModel, capture, compile, estimate, search
+    from galvatron.api import CompiledModel, capture, compile
     from galvatron.checking.examine import check
     from galvatron.checking.report import Report
     from galvatron.errors import GalvatronError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
     from galvatron.ir.strategy import Strategy
+    from galvatron.offline import estimate, search
     from galvatron.reporting.page import report
     from galvatron.runtime.averaging import ema
     from galvatron.runtime.joined import JoinedOptimizer
@@ -68,9 +69,11 @@ _HOME = {
     "WholeParameters": "galvatron.runtime.whole",
     "check": "galvatron.checking.examine",
     "ema": "galvatron.runtime.averaging",
+    "estimate": "galvatron.offline",
     "graph": "galvatron.inspection.dataflow",
     "register_rule": "galvatron.ir.ops.foreign",
     "report": "galvatron.reporting.page",
+    "search": "galvatron.offline",
 }
 
 

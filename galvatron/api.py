@@ -1,4 +1,5 @@
-"""The public functions: `compile` runs the whole way, `capture`, `search`, `estimate` and `emit` are its parts."""
+"""The public functions that take a model: `compile` runs the whole way, `capture` is its first part; those on programs
+alone are in `offline`."""
 
 from __future__ import annotations
 
@@ -6,88 +7,53 @@ import gc
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from galvatron import runtime as rt
-from galvatron.answers.batches import doubling, most_throughput
 from galvatron.answers.plan_cache import remembered
 from galvatron.arguments import (
-    PlanLike,
     Wanted,
     check_inputs,
     check_model,
     check_outputs,
-    no_plan,
-    read_memory,
     read_precision,
-    read_search,
-    required_cluster,
 )
 from galvatron.batches import BatchLike, BatchReader
 from galvatron.bugs import ours
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import CompiledModel
-from galvatron.costs.estimate import cost_model, estimate_plan, setting_of
-from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError
-from galvatron.forms import emitted, lowered, passed, searched, valid, with_costs
+from galvatron.forms import emitted, lowered, passed, with_costs
 from galvatron.instruments import check_instruments, instrumented
 from galvatron.ir.capture import BatchDims, Captured, Dynamic, LossFunction, Outputs, capture_graph, device_of
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.device import Device
 from galvatron.ir.documents import shown
 from galvatron.ir.files import cache_directory
-from galvatron.ir.plan import Plan
-from galvatron.ir.planned import PlanShorthand, in_pieces, read_plan, with_plan
+from galvatron.ir.planned import with_plan
 from galvatron.ir.program import Program
-from galvatron.ir.skew import ALL, EVEN, skew_problem
 from galvatron.passes import FRONT_END
 from galvatron.passes.pipeline import Instrument
 from galvatron.plain import plain_torch
-from galvatron.printing import html_table
+from galvatron.plan_arguments import PlanLike, parsed_plan
 from galvatron.rank_0 import on_rank_0
 from galvatron.runtime import comm, failure
 from galvatron.runtime.inductor import compile_layers
 from galvatron.runtime.optimizers import OptimizerFactory
 from galvatron.search_options import SearchOptions
-from galvatron.units import format_bytes, format_seconds
 from galvatron.weights import ModelForm, Weights, found_for, initialisers
 
-__all__ = ["CompiledModel", "Estimate", "capture", "compile", "emit", "estimate", "search"]
+__all__ = ["CompiledModel", "capture", "compile"]
 
 _LOG = logging.getLogger("galvatron")
 
 NOMINAL_DEVICE = "a100-80g"
 """The device whose rates guide sharding when the user gives a plan but no cluster: the same code on every machine."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A prediction: seconds per step, peak bytes per device of each pipeline rank, and what both are made of.
-
-    Where rows choose, such as tokens among experts, these are for the plan's `skew`: the rows of the rank that has most
-    over the mean. `balanced` is what is predicted where all choose evenly, and no device needs more than `bound_bytes`,
-    whatever they choose. All three are None where none do.
-    """
-
-    step_time_s: float
-    peak_bytes: tuple[int, ...]
-    stages: tuple[StageReport, ...]
-    skew: float | None = None
-    balanced: Estimate | None = None
-    bound_bytes: tuple[int, ...] | None = None
-
-    def _repr_html_(self) -> str:
-        title = f"a step is predicted to take {format_seconds(self.step_time_s)}"
-        if self.balanced is not None:
-            title += f" under skew {self.skew:g}, {format_seconds(self.balanced.step_time_s)} where rows choose evenly"
-        rows = [(str(rank), format_bytes(peak)) for rank, peak in enumerate(self.peak_bytes)]
-        return html_table(title, ("pipeline rank", "peak memory of a device"), rows, "rr")
 
 
 def compile(
@@ -312,125 +278,6 @@ def capture(
         return captured.program if form == "captured" else passed(FRONT_END, captured.program)
 
 
-@plain_torch()
-def search(
-    program: Program,
-    cluster: Cluster | str,
-    *,
-    memory: int | str | None = None,
-    global_batch_size: int | tuple[int, int] | None = None,
-    schedule: str | None = None,
-    search: SearchOptions | None = None,
-    inductor: bool = False,
-    optimizer: OptimizerFactory | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> Plan:
-    """The plan with the shortest predicted step time that fits the memory of the cluster.
-
-    Args:
-        program: captured, or any later form up to planned.
-        cluster: a `Cluster`, a preset such as `"a100-80g:2x8"`, or a file such as `"mine.toml"`.
-        memory: budget per device, in bytes or like `"36GiB"`; None is the device's memory less a reserve.
-        global_batch_size: samples per step; None is the size of the example batch. Of a range (first, last) the plan
-            with the most samples per second is taken, among batches that double from the first one, and the last.
-        schedule: the same as `search=SearchOptions(schedule=...)`.
-        search: what is tried and what for (`SearchOptions`); None is everything, for the shortest step.
-        inductor: whether layers will be compiled (see `compile`), which makes other kernels of them.
-        optimizer: as in `compile`, for what it keeps and computes; None: what the program says, or AdamW.
-        cache_dir: where plans and costs are kept, and found again if nothing has changed that they depend on; None:
-            nowhere.
-
-    Raises:
-        BudgetError: nothing fits; names the nearest miss.
-        VerifyError: the program breaks a rule of its form.
-        GalvatronError: an argument is wrong.
-    """
-    budget, options, machines = read_memory(memory), read_search(search, schedule), required_cluster(cluster)
-
-    def best(batch: int | None) -> Plan:
-        costed = with_costs(valid(program), machines, batch, inductor, optimizer)
-        if cache_dir is None:
-            return searched(costed, budget, options).required_plan
-        return remembered(costed, budget, options, cache_dir).required_plan
-
-    if not isinstance(global_batch_size, tuple):
-        return best(global_batch_size)
-    return most_throughput(doubling(*global_batch_size), best)
-
-
-@plain_torch()
-def estimate(
-    program: Program,
-    plan: PlanLike,
-    cluster: Cluster | str,
-    *,
-    global_batch_size: int | None = None,
-    inductor: bool = False,
-    optimizer: OptimizerFactory | None = None,
-    skew: float | None = None,
-) -> Estimate:
-    """Predicted step time and memory of a plan: the objective that `search` minimises, evaluated for one plan.
-
-    Args:
-        program, cluster, inductor, optimizer: see `search`.
-        plan: see `compile`.
-        global_batch_size: samples per step; None is what the plan says, or the size of the example batch.
-        skew: see `SearchOptions`; None is what the plan says.
-
-    Raises:
-        PlanError: the plan does not fit the program, the cluster or the batch.
-        VerifyError: the program breaks a rule of its form.
-        GalvatronError: another argument is wrong.
-    """
-    own = _parsed_plan(plan)
-    if skew is not None and (problem := skew_problem(skew)):
-        raise GalvatronError(f"skew {problem}, not {shown(skew)}")
-    size = _batch_size(own, global_batch_size)
-    costed = with_costs(valid(program), required_cluster(cluster), size, inductor, optimizer)
-    planned = with_plan(costed, own)
-    with ours("estimating a plan", planned):
-        chosen = planned.required_plan
-        if skew is not None and chosen.skew is not None:
-            chosen = replace(chosen, skew=float(skew))
-        found = _estimated(costed, chosen, chosen.skew)
-        if chosen.skew is None:
-            return found
-        even, bound = (_estimated(costed, chosen, uneven) for uneven in (EVEN, ALL))
-        return replace(found, skew=chosen.skew, balanced=even, bound_bytes=bound.peak_bytes)
-
-
-def _estimated(costed: Program, plan: Plan, skew: float | None) -> Estimate:
-    model = cost_model(in_pieces(costed, plan), skew, overlap=plan.overlap, made_for=plan.skew)
-    step_time_s, stages = estimate_plan(costed, plan, model=model)
-    return Estimate(step_time_s, peak_bytes(setting_of(costed, plan), stages), stages)
-
-
-@plain_torch()
-def emit(
-    program: Program, plan: PlanLike, cluster: Cluster | str, *, global_batch_size: int | None = None
-) -> dict[str, str]:
-    """The Python source of every stage of a plan, by file name (`stage_0.py`, ...).
-
-    Args:
-        program, cluster: see `search`.
-        plan: see `compile`.
-        global_batch_size: see `estimate`.
-
-    Raises:
-        PlanError: the plan does not fit the program, the cluster or the batch.
-        VerifyError: the program breaks a rule of its form.
-        GalvatronError: another argument is wrong.
-    """
-    own = _parsed_plan(plan)
-    costed = with_costs(valid(program), required_cluster(cluster), _batch_size(own, global_batch_size))
-    return emitted(lowered(with_plan(costed, own)))
-
-
-def _batch_size(plan: Plan | PlanShorthand, asked: int | None) -> int | None:
-    """Samples per step for which a plan is asked about."""
-    return plan.global_batch_size if asked is None and isinstance(plan, Plan) else asked
-
-
 def _planned(
     model: nn.Module,
     example_inputs: BatchLike,
@@ -446,7 +293,7 @@ def _planned(
         said: what capture is told of the model and its batch.
         optimizer: what costs are to be those of.
     """
-    given = None if wanted.plan is None else _parsed_plan(wanted.plan)  # before a capture that may take long
+    given = None if wanted.plan is None else parsed_plan(wanted.plan)  # before a capture that may take long
     with ours("capturing the model"):
         captured = capture_graph(model, example_inputs, precision=wanted.precision, **said)
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
@@ -455,23 +302,6 @@ def _planned(
         folder = cache_directory(cache_dir)
         return replace(captured, program=remembered(costed, wanted.memory_bytes, wanted.search, folder))
     return replace(captured, program=with_plan(costed, given))
-
-
-def _parsed_plan(plan: PlanLike) -> Plan | PlanShorthand:
-    """What the user means by a plan, not yet checked against anything.
-
-    Raises:
-        PlanError, ParseError, StrategyError: it cannot be read.
-    """
-    if plan == "":
-        raise no_plan(plan)
-    if isinstance(plan, str):
-        return read_plan(plan)
-    if isinstance(plan, os.PathLike):
-        return Plan.load(plan)
-    if isinstance(plan, Plan):
-        return plan
-    raise no_plan(plan)
 
 
 def _cluster_of_job(world: rt.World, cache_dir: str | os.PathLike[str] | None, *, measured: bool) -> Cluster:

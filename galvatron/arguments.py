@@ -14,19 +14,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from galvatron.batches import BatchLike
-from galvatron.errors import ClusterError, GalvatronError, PlanError
+from galvatron.errors import GalvatronError
 from galvatron.facts import described, digest_of, facts_of_model, oddity
 from galvatron.ir.capture import LossFunction
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.documents import shown
 from galvatron.ir.plan import Plan
-from galvatron.profiler.clusters import named_cluster
+from galvatron.plan_arguments import PlanLike, no_plan, read_cluster, read_memory, read_search
 from galvatron.runtime import WholeParameters
 from galvatron.search_options import SearchOptions
-from galvatron.units import parse_bytes
 from galvatron.weights import check_weights
-
-PlanLike = Plan | str | os.PathLike[str]
 
 PRECISION_TYPES = {"bf16": "bf16", "fp16": "f16"}
 """Values of `precision` and the element types of the IR that they mean."""
@@ -127,12 +124,6 @@ class Wanted:
         }
 
 
-def no_plan(plan: object) -> PlanError:
-    """The error for something that is no plan."""
-    kind = type(plan).__name__ if plan != "" else "empty text"
-    return PlanError(f"a plan is a Plan, a path or a shorthand like 'pp2/m4/1f1b/dp1-tp2', not {kind}")
-
-
 def check_model(model: nn.Module, loss_fn: LossFunction | None) -> None:
     if not isinstance(model, nn.Module):
         raise GalvatronError(f"model must be a torch.nn.Module, not {type(model).__name__}")
@@ -224,36 +215,3 @@ def _is_positive(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return value > 0 and (isinstance(value, float) or value <= sys.float_info.max)
-
-
-def read_memory(memory: int | str | None) -> int | None:
-    budget = None if memory is None else parse_bytes(memory)
-    if budget == 0:
-        raise GalvatronError("memory is the budget per device, which cannot be 0; leave it out for what the device has")
-    return budget
-
-
-def read_search(search: Any, schedule: Any = None) -> SearchOptions:
-    """The options of a search; `schedule` is one of them that may be given by itself."""
-    if search is None:
-        return SearchOptions(schedule=schedule)
-    if not isinstance(search, SearchOptions):
-        raise GalvatronError(f"search must be a galvatron.SearchOptions, not {type(search).__name__}")
-    if schedule is not None:
-        raise GalvatronError("schedule is one of the options of search: give it there")
-    return search
-
-
-def read_cluster(cluster: Cluster | str | None) -> Cluster | None:
-    if cluster is None or isinstance(cluster, Cluster):
-        return cluster
-    if isinstance(cluster, str):
-        return named_cluster(cluster)
-    raise ClusterError(f"a cluster is a Cluster or a preset like 'a100-80g:2x8', not {type(cluster).__name__}")
-
-
-def required_cluster(cluster: Cluster | str) -> Cluster:
-    found = read_cluster(cluster)
-    if found is None:
-        raise ClusterError("a cluster is needed: a Cluster or a preset like 'a100-80g:2x8'")
-    return found

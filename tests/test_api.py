@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import galvatron
-from galvatron import api
+from galvatron import api, offline
 from galvatron import runtime as rt
 from galvatron.errors import (
     CaptureError,
@@ -227,7 +227,7 @@ def test_artifacts_compile_again(compiled, tmp_path):
     assert (tmp_path / "run" / "stage_0.py").read_text() == compiled.sources[0]
     again = galvatron.compile(new_model(), new_batch(), plan=tmp_path / "run" / "plan.json")
     assert again.plan == compiled.plan and again.sources == compiled.sources
-    assert api.emit(program, compiled.plan, "a100-80g:1x1") == {"stage_0.py": compiled.sources[0]}
+    assert offline.emit(program, compiled.plan, "a100-80g:1x1") == {"stage_0.py": compiled.sources[0]}
 
 
 def test_generated_code_lands_in_the_cache_directory(tmp_path):
@@ -240,7 +240,7 @@ def test_capture_emit_and_estimate_need_no_devices():
         model = GPT(layers=4, scaled=False)
     program = galvatron.capture(model, {name: value.to("meta") for name, value in new_batch(8).items()})
     assert program.form is Form.CLUSTERED and program.batch_size == 8
-    texts = api.emit(program, "pp2/m2/1f1b/dp2-tp2", "a100-80g:1x8")
+    texts = offline.emit(program, "pp2/m2/1f1b/dp2-tp2", "a100-80g:1x8")
     assert list(texts) == ["stage_0.py", "stage_1.py"] and "rt.all_reduce(" in texts["stage_1.py"]
     small = galvatron.estimate(program, "pp2/m2/1f1b/dp2-tp2", "a100-80g:1x8", global_batch_size=8)
     large = galvatron.estimate(program, "pp2/m2/1f1b/dp2-tp2", "a100-80g:1x8", global_batch_size=800)
@@ -288,9 +288,9 @@ def with_gelu(program: Program, **changes: Any) -> Program:
 def test_what_is_given_is_verified_first(changes, rule):
     broken = with_gelu(one_block(), **changes)
     for function in (
-        lambda: api.search(broken, "a100-80g:1x2"),
-        lambda: api.estimate(broken, "m1/dp2", "a100-80g:1x2"),
-        lambda: api.emit(broken, "m1/dp2", "a100-80g:1x2"),
+        lambda: offline.search(broken, "a100-80g:1x2"),
+        lambda: offline.estimate(broken, "m1/dp2", "a100-80g:1x2"),
+        lambda: offline.emit(broken, "m1/dp2", "a100-80g:1x2"),
     ):
         with pytest.raises(VerifyError) as caught:
             function()
@@ -307,7 +307,7 @@ def test_what_is_generated_was_verified(monkeypatch):
 
     monkeypatch.setattr(Pipeline, "run", careless)
     with pytest.raises(VerifyError, match="the argument 'self' is missing"):
-        api.emit(program, "m1/dp2", "a100-80g:1x2")
+        offline.emit(program, "m1/dp2", "a100-80g:1x2")
     with pytest.raises(VerifyError, match="the argument 'self' is missing"):
         galvatron.compile(new_model(1), new_batch(), plan="dp1")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import galvatron
-from galvatron import api
+from galvatron import offline
 from galvatron.bugs import ours
 from galvatron.errors import GalvatronError, InternalError, PassError
 from galvatron.instruments import instrumented
@@ -54,7 +54,7 @@ CALLS = {
     "compile, searching": lambda: galvatron.compile(Tiny(), BATCH, cluster="a100-80g:1x1"),
     "search": lambda: galvatron.search(galvatron.capture(Tiny(), BATCH), "a100-80g:1x1"),
     "estimate": lambda: galvatron.estimate(galvatron.capture(Tiny(), BATCH), "dp1", "a100-80g:1x1"),
-    "emit": lambda: api.emit(galvatron.capture(Tiny(), BATCH), "dp1", "a100-80g:1x1"),
+    "emit": lambda: offline.emit(galvatron.capture(Tiny(), BATCH), "dp1", "a100-80g:1x1"),
 }
 
 
@@ -70,7 +70,7 @@ CALLS = {
             "running pass 'annotate-costs'",
             Form.CLUSTERED,
         ),
-        ("estimate", "galvatron.api.estimate_plan", "estimating a plan", Form.PLANNED),
+        ("estimate", "galvatron.offline.estimate_plan", "estimating a plan", Form.PLANNED),
         ("emit", "galvatron.passes.lower.split_stages.SplitStages.run", "running pass 'split-stages'", Form.SHARDED),
     ],
 )

@@ -208,6 +208,15 @@ def test_reading_and_planning_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
+def test_what_traces_and_trains_is_not_loaded_for_programs_alone() -> None:
+    """It takes longer to import than most plans to estimate."""
+    script = (
+        "import sys, galvatron.offline, galvatron.answers.explain, galvatron.cli.search\n"
+        "assert not {'torch._dynamo', 'torch.distributed.fsdp', 'galvatron.ir.capture'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
 def test_verifying_everyday_ops_needs_no_torch() -> None:
     """Of the first op that the table does not describe it is loaded, and of some its compiler, which takes as long."""
     graph = (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import galvatron
-from galvatron import api
+from galvatron import offline
 
 AROUND: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
@@ -59,8 +59,8 @@ def test_plans_are_the_same(name: str) -> None:
         assert galvatron.capture(own, given) == program
         assert galvatron.search(program, cluster) == found
         assert galvatron.estimate(program, found, cluster) == galvatron.estimate(program, found, cluster)
-        inside = api.emit(program, found, cluster)
-    assert inside == api.emit(program, found, cluster)
+        inside = offline.emit(program, found, cluster)
+    assert inside == offline.emit(program, found, cluster)
 
 
 def test_a_model_that_stays_without_values_is_compiled_where_it_was_made() -> None:

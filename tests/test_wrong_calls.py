@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import galvatron
-from galvatron import api
+from galvatron import api, offline
 from galvatron.errors import GalvatronError
 
 NAN = float("nan")
@@ -72,6 +72,7 @@ def run_state(**changes: Any) -> dict[str, Any]:
 
 compile_: Any = lambda **options: galvatron.compile(Tiny(), batch(), **{"plan": "dp1", **options})  # noqa: E731  # a table follows
 public: Any = api  # wrong types are what this is about
+alone: Any = offline
 wrong: Any = compiled
 sparse, nested = torch.eye(4).to_sparse(), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
 
@@ -154,29 +155,29 @@ CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: public.capture(Tiny(), batch(), precision="fp8"), "precision must be"),
     (lambda: public.capture(nn.Linear(2, 2), (torch.ones(4, 2),)), "pass loss_fn(output, batch)"),
     # search
-    (lambda: public.search("p.gir", "a100-80g:1x1"), "a program is what galvatron.capture returns, not str"),
-    (lambda: public.search(Path("p.gir"), "a100-80g:1x1"), "parse_program"),
-    (lambda: public.search(None, "a100-80g:1x1"), "not NoneType"),
-    (lambda: public.search(program(), None), "a cluster is needed"),
-    (lambda: public.search(program(), 5), "not int"),
-    (lambda: public.search(program(), "nowhere:1x1"), "nowhere"),
-    (lambda: public.search(program(), "a100-80g:1x1", memory="1"), "libraries keep"),
-    (lambda: public.search(program(), "a100-80g:1x1", memory="lots"), "lots"),
-    (lambda: public.search(program(), "a100-80g:1x1", schedule="2f2b"), "2f2b"),
-    (lambda: public.search(program(), "a100-80g:1x1", schedule="zbv"), "no schedule of zbv runs"),
-    (lambda: public.search(program(), "a100-80g:1x1", schedule=5), "schedule"),
-    (lambda: public.search(program(), "a100-80g:1x1", global_batch_size=10**30), "at most"),
-    (lambda: public.search(program(), "a100-80g:1x1", global_batch_size=0), "positive whole number"),
+    (lambda: alone.search("p.gir", "a100-80g:1x1"), "a program is what galvatron.capture returns, not str"),
+    (lambda: alone.search(Path("p.gir"), "a100-80g:1x1"), "parse_program"),
+    (lambda: alone.search(None, "a100-80g:1x1"), "not NoneType"),
+    (lambda: alone.search(program(), None), "a cluster is needed"),
+    (lambda: alone.search(program(), 5), "not int"),
+    (lambda: alone.search(program(), "nowhere:1x1"), "nowhere"),
+    (lambda: alone.search(program(), "a100-80g:1x1", memory="1"), "libraries keep"),
+    (lambda: alone.search(program(), "a100-80g:1x1", memory="lots"), "lots"),
+    (lambda: alone.search(program(), "a100-80g:1x1", schedule="2f2b"), "2f2b"),
+    (lambda: alone.search(program(), "a100-80g:1x1", schedule="zbv"), "no schedule of zbv runs"),
+    (lambda: alone.search(program(), "a100-80g:1x1", schedule=5), "schedule"),
+    (lambda: alone.search(program(), "a100-80g:1x1", global_batch_size=10**30), "at most"),
+    (lambda: alone.search(program(), "a100-80g:1x1", global_batch_size=0), "positive whole number"),
     # estimate and emit
-    (lambda: public.estimate(5, "dp1", "a100-80g:1x1"), "not int"),
-    (lambda: public.estimate(program(), None, "a100-80g:1x1"), "not NoneType"),
-    (lambda: public.estimate(program(), "dp2", "a100-80g:1x1"), "2 devices"),
-    (lambda: public.estimate(program(), "dp1", "a100-80g:1x1", global_batch_size="4"), "positive whole number"),
-    (lambda: public.estimate(program(), "dp1", "a100-80g:1x1", global_batch_size=NAN), "positive whole number"),
-    (lambda: public.emit("p.gir", "dp1", "a100-80g:1x1"), "not str"),
-    (lambda: public.emit(program(), ["dp1"], "a100-80g:1x1"), "not list"),
-    (lambda: public.emit(program(), "dp1", "a100-80g:1x2"), "1 device"),
-    (lambda: public.emit(program(), "dp1", {}), "not dict"),
+    (lambda: alone.estimate(5, "dp1", "a100-80g:1x1"), "not int"),
+    (lambda: alone.estimate(program(), None, "a100-80g:1x1"), "not NoneType"),
+    (lambda: alone.estimate(program(), "dp2", "a100-80g:1x1"), "2 devices"),
+    (lambda: alone.estimate(program(), "dp1", "a100-80g:1x1", global_batch_size="4"), "positive whole number"),
+    (lambda: alone.estimate(program(), "dp1", "a100-80g:1x1", global_batch_size=NAN), "positive whole number"),
+    (lambda: alone.emit("p.gir", "dp1", "a100-80g:1x1"), "not str"),
+    (lambda: alone.emit(program(), ["dp1"], "a100-80g:1x1"), "not list"),
+    (lambda: alone.emit(program(), "dp1", "a100-80g:1x2"), "1 device"),
+    (lambda: alone.emit(program(), "dp1", {}), "not dict"),
     # steps
     (lambda: wrong().train_step(None), "a batch is a mapping"),
     (lambda: wrong().train_step({}), "no input 'ids'"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from accuracy.statistics import rank_correlation
 from accuracy.steps import Measured
-from galvatron.api import Estimate
+from galvatron.offline import Estimate
 
 
 @dataclass(frozen=True)

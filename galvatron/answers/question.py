@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from galvatron.arguments import required_cluster
 from galvatron.errors import ClusterError, PlanError
 from galvatron.forms import passed, searched, with_costs
 from galvatron.ir.cluster import Cluster
@@ -15,6 +14,7 @@ from galvatron.ir.planned import PlanShorthand, fitted, read_plan
 from galvatron.ir.program import Program
 from galvatron.passes import PLANNING
 from galvatron.passes.planning.search import DEFAULT_WIDTH, Problem, Search
+from galvatron.plan_arguments import required_cluster
 from galvatron.search_options import SearchOptions
 
 

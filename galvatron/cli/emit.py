@@ -25,10 +25,10 @@ def command(
     program = read_program(program_file)
     chosen = read_plan(plan, program, machines, global_batch)
 
-    from galvatron import api
+    from galvatron import offline
 
     with log_on_stderr() if timing else nullcontext():
-        texts = api.emit(program, chosen, machines, global_batch_size=chosen.global_batch_size)
+        texts = offline.emit(program, chosen, machines, global_batch_size=chosen.global_batch_size)
     for name, text in texts.items():
         write_file(output / name, text)
         say(output / name)

@@ -39,12 +39,12 @@ def command(
     program = read_program(program_file)
     chosen = read_plan(plan, program, machines, global_batch)
 
-    from galvatron import api
+    from galvatron import offline
     from galvatron.breakdown import breakdown
     from galvatron.cli.tables import breakdown_tables, estimate_json, print_estimate, print_tables
 
     trains = read_optimizer(optimizer)
-    estimate = api.estimate(
+    estimate = offline.estimate(
         program,
         chosen,
         machines,

@@ -101,11 +101,11 @@ def command(
     trains = read_optimizer(optimizer)
 
     def best(budget: int | None) -> Plan:
-        from galvatron import api
+        from galvatron import offline
         from galvatron.ir.files import cache_directory
 
         folder = cache_directory() if cached else None
-        return api.search(
+        return offline.search(
             program,
             machines,
             memory=budget,

@@ -19,10 +19,10 @@ from galvatron.printing import cell, wide_console
 from galvatron.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from galvatron.api import Estimate
     from galvatron.breakdown import StageBreakdown
     from galvatron.ir.plan import Plan
     from galvatron.ir.program import Program
+    from galvatron.offline import Estimate
 
 
 def plan_table(plan: Plan, program: Program) -> Table:

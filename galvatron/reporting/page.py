@@ -9,7 +9,6 @@ from typing import Any
 
 from galvatron.answers.diff import differences
 from galvatron.answers.question import Question
-from galvatron.arguments import read_memory
 from galvatron.breakdown import TITLES
 from galvatron.bugs import ours
 from galvatron.costs.memory import KINDS
@@ -21,6 +20,7 @@ from galvatron.ir.planned import names_plan_file
 from galvatron.ir.program import Program
 from galvatron.pages import html_page
 from galvatron.plain import plain_torch
+from galvatron.plan_arguments import read_memory
 from galvatron.reporting.decisions import decisions_data
 from galvatron.reporting.passes import passes_data
 from galvatron.reporting.plans import TRAITS, Estimated, plan_data

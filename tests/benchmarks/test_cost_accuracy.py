@@ -14,9 +14,9 @@ from accuracy.plans import MODELS, RANKS, Model
 from accuracy.steps import Measured, measured, teller
 from common.jobs import on_ranks
 
-from galvatron.api import Estimate
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.planned import PlanShorthand
+from galvatron.offline import Estimate
 from galvatron.profiler.document import print_profiles
 from tests.profiler.profiles import PROFILE
 

@@ -8,7 +8,6 @@ import pytest
 from common.llama import Llama, Size, batch_of
 
 import galvatron
-from galvatron.api import Estimate
 from galvatron.cli.tables import print_estimate
 from galvatron.costs.events import CollectiveCall, launches
 from galvatron.costs.profile import profile_graph
@@ -25,6 +24,7 @@ from galvatron.ir.program import Program
 from galvatron.ir.skew import ALL, EVEN, SKEW, most_rows
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.types import LOCAL_BATCH, TensorType
+from galvatron.offline import Estimate
 
 ROWS, D, H, MATRICES, RANKS = 8, 4, 6, 4, 2
 TP = Axis("tp", RANKS, 1)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from galvatron.api import Estimate
 from galvatron.errors import GalvatronError, PlanError
 from galvatron.inspection.classes import overview
 from galvatron.inspection.ops import layer_ops, op_facts
 from galvatron.inspection.programs import under_plan
 from galvatron.inspection.view import View
 from galvatron.ir.planned import PlanShorthand
+from galvatron.offline import Estimate
 from tests.ir.programs import FORMS, STRATEGY, D, H, S, captured, clustered, costed, planned, sharded, updating
 
 BLOCK_FLOP = 2 * 2 * S * D * H

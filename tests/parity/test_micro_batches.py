@@ -10,10 +10,10 @@ import torch
 from hypothesis import HealthCheck, Phase, assume, event, given, settings
 from hypothesis import strategies as st
 
-from galvatron.api import search
 from galvatron.errors import BudgetError, CaptureError, PlanError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.plan import Plan
+from galvatron.offline import search
 from tests.marks import some_slow
 from tests.parity.harness import BATCH_SIZE, Expected, check, check_program, costed, eager, planned, subject
 from tests.parity.reductions import VALUES, WORDS
