@@ -35,7 +35,8 @@ def choices_of_ties(
     Args:
         tied: the layers of each tie, by its name.
     """
-    options = [common([_keepings(candidates[index]) for index in layers]) for layers in tied.values()]
+    keepings = {id(own): _keepings(own) for own in candidates}
+    options = [common([keepings[id(candidates[index])] for index in layers]) for layers in tied.values()]
     patterns, alike = itertools.product((False, True), repeat=len(tied)), False
     if math.prod(1 + len(own) for own in options) > limits.WAYS:
         every = common(options)
@@ -44,8 +45,9 @@ def choices_of_ties(
     for pattern in patterns:
         left = list(candidates)
         for layers, own, in_parts in zip(tied.values(), options, pattern, strict=True):
+            allowed = frozenset(own)
             for index in layers if in_parts else ():
-                left[index] = tuple(s for s in left[index] if s.keeping in own)
+                left[index] = tuple(s for s in left[index] if s.keeping in allowed)
         if all(left):
             ties = tuple((name, IN_PARTS if in_parts else None) for name, in_parts in zip(tied, pattern, strict=True))
             yield Choice(replace(setting, ties=ties), left, alike)
@@ -72,8 +74,8 @@ def ways(ties: Ties, options: Mapping[str, Sequence[Strategy | None]], *, alike:
 
 def common(each: Sequence[Sequence[_Item]]) -> list[_Item]:
     """What is in all of some sequences, in the order of the first."""
-    first, *others = each
-    return [item for item in dict.fromkeys(first) if all(item in other for other in others)]
+    first, *others = map(dict.fromkeys, each)
+    return [item for item in first if all(item in other for other in others)]
 
 
 def _keepings(options: Options) -> list[Strategy]:
