@@ -19,6 +19,7 @@ from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.outputs import Output, PartialSum, taken
 from galvatron.runtime.random import Randomness
 from galvatron.runtime.slices import Sharded, in_cutting_order
+from galvatron.runtime.started import ending
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,9 @@ class Layer(nn.Module):
         self._stage = stage.index
         self._job = stage.random
         self.function = function
-        self._call = recomputed(self._run, selective=recompute == "selective") if recompute else self._run
+        self._call = self._run
+        if recompute:
+            self._call = recomputed(ending(self._run), selective=recompute == "selective")
         self.axes = axes
         self.random = random
         self.stream = stream
