@@ -36,7 +36,7 @@ def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> st
     """The module of one stage of a staged program, as text."""
     bindings = bind_names(program, stage, sizes or local_sizes(program))
     functions = [*bindings.own_backwards, *(function.text for function in bindings.functions.values())]
-    methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings)]
+    methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings), *_closing(bindings)]
     stage_text = "\n".join([*_head(bindings), *_init(bindings), *methods])
     return module_text(_title(program, stage), "\n\n\n".join([*functions, stage_text]))
 
@@ -114,12 +114,13 @@ def _init(bindings: Bindings) -> list[str]:
         fresh = dict.fromkeys(name for layer in run for name in _touched(bindings, layer) if name not in declared)
         declared.update(fresh)
         loops = len(run) > 1
-        text = _declare_run(bindings, run, layouts) if loops else _declare(bindings, run[0], fresh, layouts)
+        text = _declare_run(bindings, run, fresh, layouts) if loops else _declare(bindings, run[0], fresh, layouts)
         out += ["", *text] if text and (fresh or after_loop) else text
         after_loop = loops or (after_loop and not text)
     interface = [*_batch_inputs(bindings), *_transfers(bindings, "receives", stage.receives)]
     interface += _transfers(bindings, "sends", stage.sends)
     interface += _collected(bindings)
+    interface += _amounts(bindings)
     interface += give_outputs(bindings)
     interface += _checks(bindings)
     if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
@@ -142,14 +143,16 @@ def _declare(bindings: Bindings, layer: Layer, fresh: Iterable[str], layouts: di
     return out
 
 
-def _declare_run(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, StateLayout]) -> list[str]:
-    """The state of a run of layers, and the layers, in one loop."""
+def _declare_run(
+    bindings: Bindings, run: Sequence[Layer], fresh: Iterable[str], layouts: dict[str, StateLayout]
+) -> list[str]:
+    """The state of a run of layers, as far as no layer before has declared it, and the layers, in one loop."""
     start = _start(bindings, run)
     out = [_for(start, len(run))]
     columns = zip(*(_touched(bindings, layer) for layer in run), strict=True)
     texts = [quoted(template(column, start) or "") for column in columns]
     for text, name in zip(texts, _touched(bindings, run[0]), strict=True):
-        out += _state(bindings, text, layouts[name], 3)
+        out += _state(bindings, text, layouts[name], 3) if name in fresh else []
     names = texts[: len(run[0].state)]
     name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
     out += _layer(bindings, run[0], name, names, 3)
@@ -169,10 +172,14 @@ def _update(
     bindings: Bindings, layer: Layer, update: Update, state: str, name: str, result: int, depth: int
 ) -> list[str]:
     arguments = [state, name, str(result)]
-    if bindings.program.required_plan.micro_batches > 1 and layer.when is When.MICRO_BATCH:
-        arguments += ["summed=True"] if spreads(bindings.program)[update.value] is SUM else []
+    arguments += ["summed=True"] if layer.when is When.MICRO_BATCH and _is_summed(bindings, update.value) else []
     arguments += ["adds=True"] if update.adds else []
     return _statement("self.update", arguments, depth)
+
+
+def _is_summed(bindings: Bindings, name: str) -> bool:
+    """Whether a value of each micro-batch is a term of a sum over several."""
+    return bindings.program.required_plan.micro_batches > 1 and spreads(bindings.program)[name] is SUM
 
 
 def _checks(bindings: Bindings) -> list[str]:
@@ -203,7 +210,8 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
     if len({_updated(bindings, layer) for layer in run}) > 1:
         return False
     every = [name for layer in run for name in _touched(bindings, layer)]
-    users = Counter(name for layer in bindings.stage.layers for name in _touched(bindings, layer))
+    layers = (layer for layer in bindings.stage.layers if layer.when is not When.CLOSING)
+    users = Counter(name for layer in layers for name in _touched(bindings, layer))
     if len(set(every)) < len(every) or any(users[name] > 1 for name in every):
         return False
     for column in zip(*(_touched(bindings, layer) for layer in run), strict=True):
@@ -212,7 +220,8 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
             (layouts[name].mesh, _placed(bindings, layouts[name]), layouts[name].zero, bindings.writers.get(name))
             for name in column
         }
-        if template(column, start) is None or len(kinds) > 1 or len(places) > 1:
+        is_declared = {users[name] for name in column}
+        if template(column, start) is None or len(kinds) > 1 or len(places) > 1 or len(is_declared) > 1:
             return False
     return True
 
@@ -262,7 +271,7 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
         stream = tuple_of(_axis_variable(bindings, layer, axis) for axis in function.stream)
         arguments.append(prefixed("stream=", stream))
     arguments += [f"recompute={literal(kind)}"] if (kind := _recompute(bindings, layer)) else []
-    arguments += ["epilogue=True"] if layer.when is When.EPILOGUE else []
+    arguments += ["once=True"] if layer.when in (When.EPILOGUE, When.CLOSING) else []
     arguments += ["rereads=False"] if _is_gathered_once(bindings, layer) else []
     return _statement("self.layer", arguments, depth)
 
@@ -324,6 +333,19 @@ def _collected(bindings: Bindings) -> list[str]:
     return out
 
 
+def _amounts(bindings: Bindings) -> list[str]:
+    """What the micro-batches make for `closing`, each amount by the keyword that it is given as."""
+    out: list[str] = []
+    for name, source in bindings.amounts.items():
+        arguments: list[Text] = [literal(bindings.scopes[When.CLOSING][name])]
+        if isinstance(source, int):
+            arguments.append(f"received={source}")
+        else:
+            arguments += [literal(bindings.layers[source[0].name]), str(source[1])]
+        out += _statement("self.amount", [*arguments, *(["summed=True"] if _is_summed(bindings, name) else [])])
+    return out
+
+
 def _transfers(bindings: Bindings, method: str, transfers: Iterable[Transfer]) -> list[str]:
     out: list[str] = []
     for transfer in transfers:
@@ -355,6 +377,7 @@ def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
     """A function without state, axes and random numbers that keeps its activations needs no layer object."""
     function = bindings.function(layer)
     gives = bindings.updates(layer) or bindings.outputs(layer) or bindings.checks(layer)
+    gives = gives or any(layer is source[0] for source in bindings.amounts.values() if isinstance(source, tuple))
     return not (layer.state or function.axes or function.random or gives or _recompute(bindings, layer))
 
 
@@ -405,6 +428,16 @@ def _epilogue(bindings: Bindings) -> list[str]:
     results = [loss if name == bindings.program.output else "_" for name in layer.results]
     out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, layer)), 2)
     return [*out, f"        return {loss}"]
+
+
+def _closing(bindings: Bindings) -> list[str]:
+    """`closing`: new values of state, of what all micro-batches have made; nothing when there are none."""
+    if not bindings.closings:
+        return []
+    scope = bindings.scopes[When.CLOSING]
+    keywords = [scope[name] for name in (*bindings.amounts, *bindings.step_results)]
+    out = ["", *lines(prefixed("def ", call("closing", ["self", "*", *keywords]), ":"), 1)]
+    return out + [line for layer in bindings.closings for line in lines(_call(bindings, layer), 2)]
 
 
 def _header(bindings: Bindings, method: str, when: When, arguments: Iterable[str]) -> list[str]:
@@ -512,7 +545,7 @@ def _local_batch(bindings: Bindings, layer: Layer) -> str:
 
     What runs once per step runs on the whole batch.
     """
-    if layer.when is When.STEP:
+    if layer.kind.is_whole:
         return "self.global_batch_size"
     for variable, shape in _arriving(bindings, layer):
         for dim, size in enumerate(shape):

@@ -222,6 +222,18 @@ def without_plan(program: Program, cluster: Cluster, global_batch_size: int) -> 
     )
 
 
+def closings_behind(program: Program) -> dict[str, tuple[Layer, ...]]:
+    """The layers that make new values of state when a step ends, by the name of the planned layer behind which all
+    that they read of the micro-batches is there."""
+    made = {name: index for index, layer in enumerate(program.planned_layers) for name in layer.results}
+    found: dict[str, tuple[Layer, ...]] = {}
+    for layer in program.all_layers:
+        if layer.kind is LayerKind.CLOSING:
+            last = program.planned_layers[max(made[name] for name in layer.operands if name in made)].name
+            found[last] = (*found.get(last, ()), layer)
+    return found
+
+
 def epilogue(program: Program) -> tuple[Layer, ...]:
     """The layer that runs once per step after all forwards, if there is one."""
     return tuple(layer for layer in program.all_layers if layer.kind is LayerKind.EPILOGUE)

@@ -171,6 +171,8 @@ class When(enum.Enum):
     """Once per step on the whole batch, before the first micro-batch."""
     EPILOGUE = "epilogue"
     """Once per step on the whole batch, after the last micro-batch's forward and before the first backward."""
+    CLOSING = "closing"
+    """Once per step, when all micro-batches have gone forward and backward."""
 
 
 class LayerKind(enum.Enum):
@@ -184,6 +186,8 @@ class LayerKind(enum.Enum):
     """Statistics of the whole batch, such as a token count."""
     EPILOGUE = "epilogue"
     """The end of a loss that couples samples."""
+    CLOSING = "closing"
+    """What new values of state, and nothing else, need of sums over the whole batch: every rank computes it whole."""
     CONVERSION = "conversion"
     """Takes a value from the layout in which one layer makes it to that in which another one reads it."""
 
@@ -193,7 +197,20 @@ class LayerKind(enum.Enum):
     @property
     def when(self) -> When:
         """How often such a layer runs."""
-        return {LayerKind.STEP: When.STEP, LayerKind.EPILOGUE: When.EPILOGUE}.get(self, When.MICRO_BATCH)
+        return _WHEN.get(self, When.MICRO_BATCH)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether such a layer is there once, whatever the plan: stages have no copies of it."""
+        return self in (LayerKind.PLANNED, LayerKind.EPILOGUE, LayerKind.CLOSING)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank of a stage computes such a layer whole, for the whole batch."""
+        return self in (LayerKind.STEP, LayerKind.CLOSING)
+
+
+_WHEN = {LayerKind.STEP: When.STEP, LayerKind.EPILOGUE: When.EPILOGUE, LayerKind.CLOSING: When.CLOSING}
 
 
 @dataclass(frozen=True)
@@ -516,7 +533,8 @@ class Program:
     def parameters(self) -> frozenset[str]:
         """The names of the state that a plan may cut: parameters, trained or frozen, but for what forward writes, and
         what is read once per step, or by each stage for itself."""
-        apart = (layer for layer in self.all_layers if layer.kind in (LayerKind.STEP, LayerKind.PREAMBLE))
+        kinds = (LayerKind.STEP, LayerKind.PREAMBLE, LayerKind.CLOSING)
+        apart = (layer for layer in self.all_layers if layer.kind in kinds)
         whole = {name for layer in apart for name in layer.state} | {update.state for update in self.updates}
         return frozenset(s.name for s in self.state if s.kind == "parameter" and s.type.is_floating) - whole
 

@@ -250,7 +250,7 @@ class Executor:
         inputs = read_batch(self.stages, batch, rows, self.mesh.world.device)
         self._take_numbers(batch)
         with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
-            keywords, last = self._keywords(rows, inputs)
+            keywords, last, _ = self._keywords(rows, inputs)
             bounds.start(checked=checked)
             giving.ask(self.stages, wanted=give)
             run = self._pipeline.run(keywords, rows.slots, rows.micro_batches, epilogue=last, backward=False)
@@ -428,7 +428,7 @@ class Executor:
                 stage.random.step += 1
             updates.forget(self.stages)
             giving.ask(self.stages, wanted=False)
-            keywords, last = self._keywords(rows, inputs)
+            keywords, last, found = self._keywords(rows, inputs)
             self._parameters.start(rows.micro_batches)
             bounds.start()
             if self._detector is not None:
@@ -448,6 +448,7 @@ class Executor:
         self._check_bounds(self._verdict or Reading(totals[2:4]), batch)
         # Here nothing fails any more, and a step whose gradients overflow has had a forward as well.
         with failure.guarded("the new values of state"):
+            updates.close(self.stages, found)
             updates.write(self.stages, self._shared_updates)
         return totals[0], totals[1]
 
@@ -498,19 +499,21 @@ class Executor:
 
     def _keywords(
         self, rows: Rows, inputs: Mapping[int, StageInputs]
-    ) -> tuple[dict[int, list[dict[str, Any]]], dict[str, Any]]:
-        """For each stage, the keyword arguments of its micro-batches, and those of the epilogue."""
+    ) -> tuple[dict[int, list[dict[str, Any]]], dict[str, Any], dict[int, dict[str, Any]]]:
+        """For each stage, the keyword arguments of its micro-batches, those of the epilogue, and for each stage the
+        statistics of the step."""
         keywords: dict[int, list[dict[str, Any]]] = {}
         last: dict[str, Any] = {}
+        each: dict[int, dict[str, Any]] = {}
         for stage in self.stages:
             stage.global_batch_size = rows.samples
             # Of what is counted once per step there is as much as of each sample.
             stage.micro_batches = rows.micro_batches if rows.copies == 1 else rows.micro_batches / rows.copies
             own = inputs[stage.index]
-            found = statistics(stage, own.whole, rows)
+            each[stage.index] = found = statistics(stage, own.whole, rows)
             keywords[stage.index] = [{**microbatch, **found} for microbatch in own.microbatches]
             last = {**own.epilogue, **found}
-        return keywords, last
+        return keywords, last, each
 
     def _share_of_loss(self, local: Tensor, rows: Rows) -> Tensor:
         """What this rank adds to the loss: ranks whose loss is equal, not a term of the sum, add equal fractions."""

@@ -251,7 +251,7 @@ class Parameters:
         """Make the layers wait for the values that they read."""
         for stage in stages:
             chain: list[LayerParameters] = []
-            last = [layer for layer in stage.layers.values() if not layer.epilogue][-1:]
+            last = [layer for layer in stage.layers.values() if not layer.once][-1:]
             for layer in stage.layers.values():
                 found = {id(b): b for b, _ in (self._of[name] for name in layer.names if name in self._of) if b.level}
                 if found:
@@ -350,8 +350,8 @@ def _accumulations(stages: Sequence[Stage], bucket: Bucket) -> tuple[int, int]:
     each: Counter[str] = Counter()
     once: Counter[str] = Counter()
     for stage in stages:
-        at_end = {name for layer in stage.layers.values() if layer.epilogue for name in layer.names}
-        before = {name for layer in stage.layers.values() if not layer.epilogue for name in layer.names}
+        at_end = {name for layer in stage.layers.values() if layer.once for name in layer.names}
+        before = {name for layer in stage.layers.values() if not layer.once for name in layer.names}
         each.update(name for name in stage.state_specs if name in before or name not in at_end)
         once.update(at_end)
     return sum(each[member.name] for member in bucket.members), sum(once[member.name] for member in bucket.members)

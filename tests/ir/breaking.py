@@ -144,6 +144,23 @@ def with_update(program: Program, update: Update, *, again: bool = False) -> Pro
     return replace(program, updates=(*(program.updates if again else ()), update))
 
 
+def closing(*read: str, state: str = "counted", target: str = "aten.sum.default") -> Program:
+    """What is counted is written when a step ends, of values of the step and state, each brought to one number."""
+    program = updating(clustered())
+    types = {name: value.type for name, value in program.values().items()}
+    inputs = tuple(Value(name, types[name]) for name in read)
+    held = tuple(Value(name, program.state_of[name].type) for name in dict.fromkeys(("counted", state)))
+    ops: list[Op] = []
+    for given in (*inputs, *held[1:]):
+        one = op(target, (Ref(given.name),), Value(f"{given.name}.one", TensorType(given.type.dtype, ())))
+        before = Ref(ops[-1].result.name if ops else "counted")
+        ops += [one, op("aten.add.Tensor", (before, Ref(one.result.name)), Value(f"{given.name}.more", F32))]
+    cls = LayerClass("close", Graph(inputs, held, tuple(ops), (ops[-1].result.name,)))
+    layer = Layer("end", "close", read, tuple(v.name for v in held), ("closed",), LayerKind.CLOSING)
+    updates = (Update("counted", "closed"),)
+    return replace(program, classes=(*program.classes, cls), layers=(*program.layers, layer), updates=updates)
+
+
 def kept_nowhere() -> Program:
     """What the head makes becomes a buffer that no layer reads."""
     program = with_update(staged(), Update("other", "more"), again=True)

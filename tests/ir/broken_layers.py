@@ -16,6 +16,7 @@ from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType
 from tests.ir.breaking import (
     F32,
     SUFFIX,
+    closing,
     converted,
     mask_before_count,
     two_masks,
@@ -195,6 +196,20 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
         (
             with_layer(clustered(), "block_3", kind=LayerKind.EPILOGUE),
             "reads %mask of the preamble, which it must compute itself", "epilogue block_3",
+        ),
+    ],
+    "closings-only-write": [
+        (closing("more", "labels"), "reads %labels, which no planned layer makes", "%closed = @close("),
+        (closing("n"), "reads nothing that micro-batches make", "%closed = @close("),
+        (closing("h2"), "reads %h2, which has samples", "%closed = @close("),
+        (closing("more", state="embed.weight"), "reads the trainable state embed.weight", "%closed = @close("),
+        (
+            closing("more", target="aten.bernoulli.default"),
+            "draws random numbers, in aten.bernoulli", "%closed = @close(",
+        ),
+        (
+            replace(closing("more"), outputs=(Result("kept", "closed"),)),
+            "makes %closed, which is not a new value of state alone", "%closed = @close(",
         ),
     ],
     "updates-fit": [

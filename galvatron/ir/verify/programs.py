@@ -56,8 +56,7 @@ def program_names(program: Program) -> Iterator[Violation]:
     ]
     for owner, layers in program.layer_groups:
         groups.append(("layer", [(layer.name, ("layer", owner, i)) for i, layer in enumerate(layers)]))
-    single = (LayerKind.PLANNED, LayerKind.EPILOGUE)
-    named = [(layer.name, locus) for layer, locus in layers_with_loci(program) if layer.kind in single]
+    named = [(layer.name, locus) for layer, locus in layers_with_loci(program) if layer.kind.is_single]
     groups.append(("layer", named))
     for kind, names in groups:
         counts = Counter(name for name, _ in names)
@@ -330,7 +329,7 @@ def _made_once(program: Program) -> set[str]:
     made: set[str] = set()
     for layer in program.all_layers:
         graph = program.class_of[layer.cls].graph
-        if layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE):
+        if layer.kind.is_single:
             pairs = zip(layer.results, graph.outputs, strict=True)
             made.update(name for name, formal in pairs if formal in graph.producers)
     return made
@@ -367,8 +366,7 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
 
 def copies_say_what_they_are(program: Program) -> Iterator[Violation]:
     """Once there are stages, copies and conversions say which values they are; what is made once has no copies."""
-    once = (LayerKind.PLANNED, LayerKind.EPILOGUE)
-    single = {name for layer in program.all_layers if layer.kind in once for name in layer.results}
+    single = {name for layer in program.all_layers if layer.kind.is_single for name in layer.results}
     single.update(value.name for value in program.inputs)
     for layer, locus in layers_with_loci(program):
         converts = layer.kind is LayerKind.CONVERSION
@@ -376,7 +374,7 @@ def copies_say_what_they_are(program: Program) -> Iterator[Violation]:
             continue
         if program.form < Form.SHARDED:
             yield locus, f"{layer.name} is a copy or a conversion, but a {program.form} program has none"
-        elif layer.kind in once:
+        elif layer.kind.is_single:
             yield locus, f"{layer.name} makes values of its own, it has no origin"
         elif len(layer.origin) != len(layer.results):
             yield locus, f"{layer.name} has {len(layer.results)} results, of {len(layer.origin)} values"
@@ -420,6 +418,41 @@ def shared_layers_are_one(program: Program) -> Iterator[Violation]:
 
 def _told(names: tuple[str, ...]) -> str:
     return ", ".join(f"%{name}" for name in names)
+
+
+def closings_only_write(program: Program) -> Iterator[Violation]:
+    """A closing layer makes new values of state, and nothing that is read in the step.
+
+    It reads what layers make without samples, statistics of the step, and state that every rank has whole, and draws
+    nothing: it runs once, on every rank of its stage.
+    """
+    closings = {layer.name for layer in program.all_layers if layer.kind is LayerKind.CLOSING}
+    if not closings:
+        return
+    read = {name for layer in program.all_layers for name in layer.operands}
+    others = {program.output, *(result.value for result in (*program.outputs, *program.checks))}
+    kinds = (LayerKind.PLANNED, LayerKind.CONVERSION)
+    made = {name for layer in program.all_layers if layer.kind in kinds for name in layer.results}
+    once = {name for layer in program.all_layers if layer.kind is LayerKind.STEP for name in layer.results}
+    values = program.values()
+    for layer, locus in layers_with_loci(program):
+        if layer.kind is not LayerKind.CLOSING:
+            continue
+        for name in layer.results:
+            if name in read or name in others or name not in program.updates_by:
+                yield locus, f"the closing layer {layer.name} makes %{name}, which is not a new value of state alone"
+        if made.isdisjoint(layer.operands):
+            yield locus, f"the closing layer {layer.name} reads nothing that micro-batches make"
+        for name in layer.operands:
+            if name not in made and name not in once:
+                yield locus, f"the closing layer {layer.name} reads %{name}, which no planned layer makes"
+            elif any(map(has_samples, values[name].type.shape)):
+                yield locus, f"the closing layer {layer.name} reads %{name}, which has samples"
+        for name in layer.state:
+            if program.state_of[name].trainable:
+                yield locus, f"the closing layer {layer.name} reads the trainable state {name}"
+        if drawing := next(filter(is_random, program.class_of[layer.cls].graph.ops), None):
+            yield locus, f"the closing layer {layer.name} draws random numbers, in {drawing.target}"
 
 
 def epilogue_ends(program: Program) -> Iterator[Violation]:
