@@ -28,8 +28,8 @@ STAGE_ATTRIBUTES = frozenset(
     collected collects compile count cpu cuda device double dump_patches epilogue epilogue_shards eval extra_repr float
     forward get_buffer get_extra_state get_parameter get_submodule gives global_batch_size half index ipu layer layers
     load_state_dict loss loss_axes materialize mesh micro_batches modules mtia named_buffers named_children
-    named_modules named_parameters never numbers outputs parameters random received receives register_backward_hook
-    register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+    named_modules named_parameters never numbers outputs parameters random reached reaches received receives
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
     register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module
     register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ sends sent
     set_extra_state set_submodule share_memory state state_dict state_specs step step_adds T_destination table to

@@ -121,6 +121,7 @@ def _init(bindings: Bindings) -> list[str]:
     interface += _transfers(bindings, "sends", stage.sends)
     interface += _collected(bindings)
     interface += _amounts(bindings)
+    interface += _reached(bindings)
     interface += give_outputs(bindings)
     interface += _checks(bindings)
     if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
@@ -346,6 +347,20 @@ def _amounts(bindings: Bindings) -> list[str]:
     return out
 
 
+def _reached(bindings: Bindings) -> list[str]:
+    """Which parameters have a gradient only where an element of what `closing` makes is true."""
+    out: list[str] = []
+    for layer in bindings.closings:
+        values = [bindings.cls(layer).graph.values[name] for name in bindings.cls(layer).graph.outputs]
+        for one in bindings.program.reached:
+            if one.value in layer.results:
+                place = layer.results.index(one.value)
+                rows = one.by_place(int(values[place].type.shape[0]))
+                names = tuple_of(tuple_of(map(literal, row)) for row in rows)
+                out += _statement("self.reached", [literal(bindings.layers[layer.name]), str(place), names])
+    return out
+
+
 def _transfers(bindings: Bindings, method: str, transfers: Iterable[Transfer]) -> list[str]:
     out: list[str] = []
     for transfer in transfers:
@@ -378,6 +393,7 @@ def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
     function = bindings.function(layer)
     gives = bindings.updates(layer) or bindings.outputs(layer) or bindings.checks(layer)
     gives = gives or any(layer is source[0] for source in bindings.amounts.values() if isinstance(source, tuple))
+    gives = gives or any(one.value in layer.results for one in bindings.program.reached)
     return not (layer.state or function.axes or function.random or gives or _recompute(bindings, layer))
 
 

@@ -70,7 +70,8 @@ def layer_graph(view: View) -> networkx.DiGraph:
     updates = [(f"update {update.state}", update.value) for update in program.updates]
     outputs = [(f"output {output.name}", output.value) for output in program.outputs]
     checks = [(str(check), check.value) for check in program.checks]
-    for name, value in [("loss", program.output), *updates, *outputs, *checks]:
+    reached = [(f"gradient %{one.value}", one.value) for one in program.reached]
+    for name, value in [("loss", program.output), *updates, *outputs, *checks, *reached]:
         found.reads(found.add(("result", name), [], kind="result", label=name), [made[value]])
     return found.graph()
 

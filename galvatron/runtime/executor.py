@@ -83,6 +83,7 @@ class Executor:
         self._whole_rows: dict[int, Rows] = {}
         self._notes: dict[bool, bool] = {}
         self._outside: Tensor
+        self._unreached: list[str] = []
         self._verdict: Reading | None
         self._batched = batched
         held = self.mesh.stages
@@ -225,7 +226,7 @@ class Executor:
                 self._meter.start_update()
                 with failure.guarded("the update"):
                     self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
-                    with nullcontext() if self.whole_update is None else self.whole_update.gathered():
+                    with nullcontext() if self.whole_update is None else self.whole_update.gathered(self._unreached):
                         self.optimizer.step()
                     self._parameters.publish()
         return loss
@@ -448,7 +449,8 @@ class Executor:
         self._check_bounds(self._verdict or Reading(totals[2:4]), batch)
         # Here nothing fails any more, and a step whose gradients overflow has had a forward as well.
         with failure.guarded("the new values of state"):
-            updates.close(self.stages, found)
+            self._unreached = updates.close(self.stages, found)
+            self._parameters.forget(self._unreached)
             updates.write(self.stages, self._shared_updates)
         return totals[0], totals[1]
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +147,11 @@ class Parameters:
                 bucket.finish()
         for bucket in self._buckets:
             bucket.hand_over()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Nothing in the step has reached these parameters: they have no gradient, and the optimizer skips them."""
+        for name in names:
+            self._of[name][1].trained.grad = None
 
     def settle(self) -> None:
         """What the last backward has left to be summed has had a forward to be so, and its memory is needed now: the

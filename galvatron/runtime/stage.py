@@ -282,6 +282,8 @@ class Stage(nn.Module):
         self.amounts: list[Amount] = []
         self.arriving: list[Amount] = []
         """Those of `amounts` that the stage receives, by their place there."""
+        self.reaches: list[tuple[Amount, tuple[tuple[str, ...], ...]]] = []
+        """Truth values that say of parameters, element by element, whether they have a gradient in the step."""
         self.updates: list[Update] = []
         self.outputs: list[Output] = []
         self.loss_axes: tuple[Axis, ...] = ()
@@ -379,6 +381,11 @@ class Stage(nn.Module):
         `Amount`."""
         self.amounts.append(Amount(name, result if received is None else received, summed))
         (self.arriving if layer is None else self.layers[layer].amounts).append(self.amounts[-1])
+
+    def reached(self, layer: str, result: int, parameters: Sequence[Sequence[str]]) -> None:
+        """Of each element of a result of a layer, the parameters that have no gradient in a step where it is false."""
+        self.reaches.append((Amount("", result, False), tuple(map(tuple, parameters))))
+        self.layers[layer].amounts.append(self.reaches[-1][0])
 
     def gives(
         self,

@@ -14,6 +14,7 @@ from galvatron.ir.program import (
     LayerClass,
     LayerKind,
     Program,
+    Reached,
     StateLayout,
     Update,
 )
@@ -159,6 +160,20 @@ def closing(*read: str, state: str = "counted", target: str = "aten.sum.default"
     layer = Layer("end", "close", read, tuple(v.name for v in held), ("closed",), LayerKind.CLOSING)
     updates = (Update("counted", "closed"),)
     return replace(program, classes=(*program.classes, cls), layers=(*program.layers, layer), updates=updates)
+
+
+def telling(*states: str) -> Program:
+    """What three numbers of state and one that the head makes come to says which parameters have a gradient."""
+    program = updating(clustered())
+    more, unused = value("more", "f32"), value("unused", "bf16", 3)
+    ops = (
+        op("aten.add.Tensor", (Ref("unused"), Ref("more")), value("sum", "bf16", 3)),
+        op("aten.ne.Scalar", (Ref("sum"), 0), value("told", "bool", 3)),
+    )
+    cls = LayerClass("tell", Graph((more,), (unused,), ops, ("told",)))
+    layer = Layer("end", "tell", ("more",), ("unused",), ("told",), LayerKind.CLOSING)
+    classes, layers = (*program.classes, cls), (*program.layers, layer)
+    return replace(program, classes=classes, layers=layers, reached=(Reached("told", states),))
 
 
 def kept_nowhere() -> Program:

@@ -9,6 +9,7 @@ from galvatron.ir.program import (
     Check,
     LayerKind,
     Program,
+    Reached,
     Result,
     Update,
 )
@@ -19,6 +20,7 @@ from tests.ir.breaking import (
     closing,
     converted,
     mask_before_count,
+    telling,
     two_masks,
     with_class,
     with_graph,
@@ -29,6 +31,7 @@ from tests.ir.breaking import (
     with_value,
 )
 from tests.ir.programs import (
+    block_state,
     captured,
     clustered,
     op,
@@ -222,6 +225,15 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "outputs-fit": [
         (replace(clustered(), outputs=(Result("kept", "n"),)), "no layer computes %n, the", "result kept"),
         (replace(clustered(), outputs=(Result("kept", "loss"),) * 2), "'kept' stands for several", "result kept"),
+    ],
+    "gradients-told": [
+        (
+            replace(closing("more"), reached=(Reached("more", block_state(0)),)),
+            "no layer that runs when a step ends makes %more, which", "gradient %more",
+        ),
+        (telling("embed.weight"), "%told is bool[3]: no vector of truth values for 1 parameters", "gradient %told"),
+        (telling(*block_state(0)[:2], "unused"), "unused is not trained, so that it has no", "gradient %told"),
+        (telling(*("embed.weight",) * 3), "of embed.weight it is said several times when it has", "gradient %told"),
     ],
     "checks-fit": [
         (replace(clustered(), checks=(Check("kept", "n"),)), "no layer computes %n, which the check", "never %n"),
