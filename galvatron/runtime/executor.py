@@ -300,8 +300,8 @@ class Executor:
             return dict(self._catalogue.gather(held_names, self._parameters.read, rank0_only=rank0_only))
 
     def full_gradients(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
-        """The gradients of the last step, like `full_state_dict`; parameters that the program does not use or train are
-        left out.
+        """The gradients of the last step, like `full_state_dict`; parameters that the program does not use or train, or
+        that nothing in the step has reached, are left out.
         """
         with failure.guarded("full_gradients"):
             whole = dict(self.gradients(rank0_only=rank0_only))
@@ -310,7 +310,11 @@ class Executor:
     def gradients(self, *, rank0_only: bool) -> Iterator[tuple[str, Tensor]]:
         """The same one by one, by the names that the program has for parameters: each is gathered when it is asked for,
         so every rank goes through them, if to no end."""
-        wanted = [entry.name for entry in self._catalogue.entries.values() if entry.requires_grad]
+        unreached, pipeline = {*self._unreached}, self.mesh.pipeline
+        if pipeline is not None:
+            unreached.update(*comm.gather_objects(self._unreached, pipeline, phase="whole tensors"))
+        trained = [entry.name for entry in self._catalogue.entries.values() if entry.requires_grad]
+        wanted = [name for name in trained if name not in unreached]
         return self._catalogue.gather(wanted, self._parameters.read_gradient, rank0_only=rank0_only)
 
     def held_tensors(self) -> Iterator[tuple[str, Tensor]]:
