@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from torch import Tensor
 
+from galvatron import runtime as rt
 from galvatron.ir.planned import PlanShorthand
 from tests.marks import some_slow
-from tests.parity.harness import job_of, planned, subject
-from tests.parity.training import assert_same_training, batches, train, trained_alone
+from tests.parity.harness import Job, executor, job_of, planned, subject
+from tests.parity.subjects import Batch
+from tests.parity.training import CLIP, adamw, assert_same_training, batches, train, trained_alone, warm_up
 from tests.ranks import run_ranks
 
 NAME = "turns: listed"
@@ -17,6 +20,25 @@ PLANS = [
 ]  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is taken with all rows")
+
+
+def train_whole(world: rt.World, job: Job, steps: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
+    """As `train`, where owners update parameters whole."""
+    program = executor(world, job, optimizer=rt.WholeParameters(adamw), max_grad_norm=CLIP)
+    assert program.optimizer is not None
+    scheduler, losses = warm_up(program.optimizer), []
+    for batch in steps:
+        losses.append(float(program.train_step(batch)))
+        scheduler.step()
+    return losses, program.full_state_dict(rank0_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["m2/dp2-zero1", "m1/dp2-zero3", "pp2/m2/1f1b/tp2"])
+def test_an_owner_skips_it_too(plan: str) -> None:
+    world_size = PlanShorthand.parse(plan).world_size
+    job = job_of(NAME, planned(NAME, plan, world_size))
+    assert_same_training(NAME, plan, run_ranks(train_whole, world_size, job, batches(NAME)))
 
 
 @pytest.mark.parametrize("plan", some_slow(PLANS[:1], PLANS[1:]))
