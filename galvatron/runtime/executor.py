@@ -334,9 +334,11 @@ class Executor:
         buffers = [(buffer, buffer.clone()) for stage in self.stages for buffer in stage.buffers()]
         trained = self._parameters.trained.values()
         gradients = [(p, None if p.grad is None else p.grad.to("cpu", copy=True)) for p in trained]
+        unreached = self._unreached
         try:
             yield
         finally:
+            self._unreached = unreached
             for random, step in steps:
                 random.step = step
             with torch.no_grad():

@@ -31,7 +31,7 @@ WHOLE_BATCH = {"capacity of a batch": "cumsum works across the samples", "balanc
 @pytest.mark.parametrize(
     ("name", "plan"),
     some_slow(
-        [("counting", "m2/ep2"), ("balancing", "pp2/m2/1f1b/ep2")],
+        [("counting", "m2/ep2"), ("balancing", "pp2/m2/1f1b/dp1")],
         [(name, plan) for name in ROUTED for plan in PLANS] + [("balancing", plan) for plan in WRITTEN_AT_THE_END],
     ),
 )

@@ -15,7 +15,7 @@ from tests.ranks import run_ranks
 
 NAME = "turns: listed"
 PLANS = [
-    "pp2/m2/1f1b/ep2", "m1/dp1", "m4/dp2-zero3", "m2/dp2-zero1", "m2/dp2-zero2", "m2/tp2", "pp2/m4/zbv/dp1",
+    "m2/ep2", "pp2/m2/1f1b/ep2", "m1/dp1", "m4/dp2-zero3", "m2/dp2-zero1", "m2/dp2-zero2", "m2/tp2", "pp2/m4/zbv/dp1",
     "m2/ep2-recompute", "m2/dp2-ep2-zero1",
 ]  # fmt: skip
 
