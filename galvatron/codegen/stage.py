@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import sympy
 
 from galvatron.codegen.bindings import Bindings, bind_names, stage_mesh
+from galvatron.codegen.closings import give_amounts, is_summed, tell_gradients
 from galvatron.codegen.expressions import print_expression, print_shard, share
 from galvatron.codegen.layout import WIDTH, Brackets, Text, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import escaped, literal
@@ -17,7 +18,7 @@ from galvatron.codegen.outputs import give_outputs
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes, numbers_of_step
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
-from galvatron.ir.micro_batches import SUM, adds_up, spreads
+from galvatron.ir.micro_batches import adds_up
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
 from galvatron.ir.recompute import in_steps, replays, rereads
@@ -120,8 +121,8 @@ def _init(bindings: Bindings) -> list[str]:
     interface = [*_batch_inputs(bindings), *_transfers(bindings, "receives", stage.receives)]
     interface += _transfers(bindings, "sends", stage.sends)
     interface += _collected(bindings)
-    interface += _amounts(bindings)
-    interface += _reached(bindings)
+    interface += give_amounts(bindings)
+    interface += tell_gradients(bindings)
     interface += give_outputs(bindings)
     interface += _checks(bindings)
     if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
@@ -173,14 +174,9 @@ def _update(
     bindings: Bindings, layer: Layer, update: Update, state: str, name: str, result: int, depth: int
 ) -> list[str]:
     arguments = [state, name, str(result)]
-    arguments += ["summed=True"] if layer.when is When.MICRO_BATCH and _is_summed(bindings, update.value) else []
+    arguments += ["summed=True"] if layer.when is When.MICRO_BATCH and is_summed(bindings, update.value) else []
     arguments += ["adds=True"] if update.adds else []
     return _statement("self.update", arguments, depth)
-
-
-def _is_summed(bindings: Bindings, name: str) -> bool:
-    """Whether a value of each micro-batch is a term of a sum over several."""
-    return bindings.program.required_plan.micro_batches > 1 and spreads(bindings.program)[name] is SUM
 
 
 def _checks(bindings: Bindings) -> list[str]:
@@ -331,33 +327,6 @@ def _collected(bindings: Bindings) -> list[str]:
         along = next((dim for dim, size in sizes if isinstance(size, sympy.Expr) and size.has(MICRO_BATCH)), None)
         how = "summed=True" if along is None else f"along={along}"
         out += _statement("self.collects", [literal(name), how])
-    return out
-
-
-def _amounts(bindings: Bindings) -> list[str]:
-    """What the micro-batches make for `closing`, each amount by the keyword that it is given as."""
-    out: list[str] = []
-    for name, source in bindings.amounts.items():
-        arguments: list[Text] = [literal(bindings.scopes[When.CLOSING][name])]
-        if isinstance(source, int):
-            arguments.append(f"received={source}")
-        else:
-            arguments += [literal(bindings.layers[source[0].name]), str(source[1])]
-        out += _statement("self.amount", [*arguments, *(["summed=True"] if _is_summed(bindings, name) else [])])
-    return out
-
-
-def _reached(bindings: Bindings) -> list[str]:
-    """Which parameters have a gradient only where an element of what `closing` makes is true."""
-    out: list[str] = []
-    for layer in bindings.closings:
-        values = [bindings.cls(layer).graph.values[name] for name in bindings.cls(layer).graph.outputs]
-        for one in bindings.program.reached:
-            if one.value in layer.results:
-                place = layer.results.index(one.value)
-                rows = one.by_place(int(values[place].type.shape[0]))
-                names = tuple_of(tuple_of(map(literal, row)) for row in rows)
-                out += _statement("self.reached", [literal(bindings.layers[layer.name]), str(place), names])
     return out
 
 
