@@ -167,6 +167,29 @@ class Compared(nn.Module):
         return F.cross_entropy(self.head(x.mean(1)), y)
 
 
+class Shares(nn.Module):
+    """A bias that follows from means over all samples, in shares of how many of them a batch says to count."""
+
+    bias: Tensor
+    share: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.register_buffer("bias", torch.zeros(2 * WIDTH))
+        self.register_buffer("share", torch.zeros(2 * WIDTH))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        hidden = self.inner(x) + self.bias - self.share
+        with torch.no_grad():
+            mean = (hidden > 0).to(x.dtype).mean((0, 1))
+            self.bias.add_(torch.tanh(mean.mean() - mean), alpha=0.1)
+            counted = (y < WIDTH // 2).sum()
+            seen = (hidden > 0).sum((0, 1)).to(x.dtype)
+            self.share.copy_((seen / (counted + 1)).sqrt() * 0.1)
+        return F.cross_entropy(self.outer(hidden.relu()).mean(1), y)
+
+
 class Shown(Block):
     """Keeps a row of a weight, as it was, for whoever looks at the model after the step."""
 
@@ -250,6 +273,7 @@ STATES: dict[str, Callable[[], nn.Module]] = {
     "balanced": Balanced,
     "warmed": Warmed,
     "compared": Compared,
+    "shares": Shares,
     "codebook": lambda: Blocks(Codebook),
     "shown": lambda: Blocks(Shown),
     "batch-norm": lambda: Blocks(Normed),
