@@ -90,6 +90,7 @@ def converted(
     asked = that_convert(given_outside(noted, _returned(exported)[-len(noted) :]), convert) if noted else []
     converter, graph, taken, of_turns = convert(asked)
     output, *values = map(converter.name_of, results)
+    graph, new = _of_own_types(graph, dict(zip(written, values, strict=False)), {s.name: s for s in state})
     reached = _with_gradient(graph)
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph, reached)) for s in state)
     trained = {s.name for s in state if s.trainable}
@@ -103,7 +104,7 @@ def converted(
         inputs=inputs,
         state=(*(_master(s) if precision else s for s in state), *lifted),
         output=output,
-        updates=tuple(Update(name, value) for name, value in zip(written, values, strict=False)),
+        updates=tuple(Update(name, value) for name, value in new.items()),
         outputs=tuple(Result(name, value) for name, value in zip(outputs, values[len(written) :], strict=True)),
         reached=taken,
         graph=graph,
@@ -112,6 +113,18 @@ def converted(
         numbers=numbers,
     )
     return with_checks(program, [(note, converter.name_of(node)) for note, node in asked]), constants
+
+
+def _of_own_types(graph: Graph, written: Mapping[str, str], state: Mapping[str, State]) -> tuple[Graph, dict[str, str]]:
+    """A graph in which what is written into each piece of state has its element type, as it has in the state."""
+    names, ops, found = Names(graph.values), list(graph.ops), dict[str, str]()
+    for name, value in written.items():
+        type_, dtype = graph.types[value], state[name].type.dtype
+        made = Value(names.fresh("written"), replace(type_, dtype=dtype))
+        if type_.dtype != dtype:
+            ops.append(Op("aten._to_copy.default", (Ref(value),), (("dtype", Const("dtype", dtype)),), (made,)))
+        found[name] = value if type_.dtype == dtype else made.name
+    return replace(graph, ops=tuple(ops)), found
 
 
 def _may_train(name: str, graph: Graph, reached: frozenset[str]) -> bool:
