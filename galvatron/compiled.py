@@ -500,7 +500,7 @@ class CompiledModel:
     def full_gradients(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
         """Gradients of the last step: whole tensors on the CPU, under the names of the model's parameters.
 
-        Parameters that are frozen or that the program never reads are left out.
+        Parameters that are frozen, that the program never reads or that nothing in the step has reached are left out.
 
         Args:
             rank0_only: give the tensors to rank 0 alone; the other ranks get an empty dictionary.

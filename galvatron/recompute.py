@@ -186,7 +186,7 @@ class _Recording:
         try:
             with torch.enable_grad(), saved_tensors_hooks(replay.pack, _never):
                 self.function(*self.args, **self.kwargs)
-        except _Complete:
+        except Complete:
             pass
         finally:
             _thread.run = before
@@ -232,11 +232,11 @@ class _Replay:
     def _count(self) -> None:
         self.filled += 1
         if self.filled == self.recording.missing:
-            raise _Complete
+            raise Complete
 
 
-class _Complete(Exception):
-    """Ends a replay: nothing is missing any more."""
+class Complete(Exception):
+    """Ends a replay in the middle of what it calls: nothing is missing any more."""
 
 
 def _different(what: str) -> GalvatronError:

@@ -24,6 +24,7 @@ from galvatron.ir.types import TORCH_DTYPE_NAMES, TensorType, evaluate, lengths_
 from galvatron.recompute import recomputed
 from galvatron.runtime.bounds import bounds
 from galvatron.runtime.comm import SilentGroup
+from galvatron.runtime.started import ending
 
 Call = Callable[..., Any]
 
@@ -41,7 +42,7 @@ class Alone:
         text, function = emit_class(cls, case.only_given)
         called: Call = getattr(load_module(f"{function.name}.py", text), function.name)
         if replays(kind := case.local.recompute):
-            called = recomputed(called, selective=in_steps(cls.graph, kind))
+            called = recomputed(ending(called), selective=in_steps(cls.graph, kind))
         axes = {axis.name: axis for axis in nameable_axes(cls.mesh)}
         self._axes = [rt.Axis(axes[n].size, axes[n].stride, 0, SilentGroup(axes[n].size)) for n in function.axes]
         graph = with_local_functions(cls.graph, cls.mesh)

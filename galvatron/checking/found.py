@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class FoundClass:
     """Layers that share one class, in order.
 
-    `kind` is `layer` for those that a plan gives a strategy to; `preamble`, `step` and `epilogue` layers come with
-    them. `parameters` counts the elements of one layer's parameters. `modules` has, for each layer, the modules or
-    parameters of the model that are its own.
+    `kind` is `layer` for those that a plan gives a strategy to; `preamble`, `step`, `epilogue` and `closing` layers
+    come with them. `parameters` counts the elements of one layer's parameters. `modules` has, for each layer, the
+    modules or parameters of the model that are its own.
     """
 
     name: str

@@ -24,16 +24,16 @@ from galvatron.schedules import Schedule
 
 STAGE_ATTRIBUTES = frozenset(
     """
-    add_module apply asked batch batch_inputs bfloat16 buffers call_super_init children collected collects compile
-    count cpu cuda device double dump_patches epilogue epilogue_shards eval extra_repr float forward get_buffer
-    get_extra_state get_parameter get_submodule gives global_batch_size half index ipu layer layers load_state_dict
-    loss loss_axes materialize mesh micro_batches modules mtia named_buffers named_children named_modules
-    named_parameters never numbers outputs parameters random received receives register_backward_hook register_buffer
-    register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
-    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
-    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ sends sent set_extra_state
-    set_submodule share_memory state state_dict state_specs step step_adds T_destination table to to_empty train
-    training turns type update updates xpu zero_grad
+    add_module amount amounts apply arriving asked batch batch_inputs bfloat16 buffers call_super_init children closing
+    collected collects compile count cpu cuda device double dump_patches epilogue epilogue_shards eval extra_repr float
+    forward get_buffer get_extra_state get_parameter get_submodule gives global_batch_size half index ipu layer layers
+    load_state_dict loss loss_axes materialize mesh micro_batches modules mtia named_buffers named_children
+    named_modules named_parameters never numbers outputs parameters random reached reaches received receives
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+    register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module
+    register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ sends sent
+    set_extra_state set_submodule share_memory state state_dict state_specs step step_adds T_destination table to
+    to_empty train training turns type update updates xpu zero_grad
     """.split()  # noqa: SIM905
 )
 """What a stage already has, so no layer may be called that."""
@@ -133,8 +133,22 @@ class Bindings:
         return tuple(dict.fromkeys(name for name in self.epilogue.operands if name in made)) if self.epilogue else ()
 
     @cached_property
+    def closings(self) -> tuple[Layer, ...]:
+        """The layers that run once per step, when it ends."""
+        return tuple(layer for layer in self.stage.layers if layer.when is When.CLOSING)
+
+    @cached_property
+    def amounts(self) -> dict[str, tuple[Layer, int] | int]:
+        """What these read of the micro-batches: the layer that makes it and the number of its result, or where it is
+        among what the stage receives."""
+        read = {name for layer in self.closings for name in layer.operands}
+        received = {transfer.name: place for place, transfer in enumerate(self.stage.receives)}
+        made = {n: (layer, place) for layer in self.forward_layers for place, n in enumerate(layer.results)}
+        return {name: source for name, source in {**received, **made}.items() if name in read}
+
+    @cached_property
     def step_results(self) -> tuple[str, ...]:
-        """The results of `step` that `forward` or `epilogue` reads."""
+        """The results of `step` that `forward`, `epilogue` or `closing` reads."""
         read = {name for layer in self.stage.layers if layer.when is not When.STEP for name in layer.operands}
         return tuple(name for layer in self.step_layers for name in layer.results if name in read)
 
@@ -187,10 +201,13 @@ def bind_names(program: Program, stage: Stage, sizes: Sizes) -> Bindings:
     for name in bindings.step_results:
         bindings.variables.bind_one_of(name, wishes[name])
         bindings.scopes[When.EPILOGUE].bind_one_of(name, wishes[name])
+        bindings.scopes[When.CLOSING].bind_one_of(name, wishes[name])
     for transfer in stage.receives:
         bindings.variables.bind_one_of(transfer.name, wishes[transfer.name])
     for name in bindings.collected:
         bindings.scopes[When.EPILOGUE].bind_one_of(name, wishes[name])
+    for name in bindings.amounts:
+        bindings.scopes[When.CLOSING].bind_one_of(name, wishes[name])
     _bind_batch(bindings)
     for layer in stage.layers:
         for result in layer.results:
@@ -267,7 +284,7 @@ def layer_attributes(program: Program, stage: Stage) -> dict[str, str]:
 
 
 def _is_single(layer: Layer) -> bool:
-    return layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE)
+    return layer.kind.is_single
 
 
 def _layer_name(scope: Scope, layer: Layer) -> str:

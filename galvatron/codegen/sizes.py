@@ -16,7 +16,7 @@ import sympy
 from galvatron.codegen.expressions import share
 from galvatron.codegen.names import literal
 from galvatron.ir.layout import Layout, Shard
-from galvatron.ir.program import Layer, LayerClass, Program, When
+from galvatron.ir.program import Layer, LayerClass, Program
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, TensorType, lengths_in, simplify_dim
 
 MICRO_BATCH = sympy.Symbol("n", integer=True, positive=True)
@@ -38,7 +38,7 @@ def local_sizes(program: Program) -> Sizes:
     inputs = {value.name: value.type for value in program.inputs}
     for stage in program.stages:
         for layer in stage.layers:
-            if layer.when is When.STEP:
+            if layer.kind.is_whole:
                 continue
             cls = program.class_of[layer.cls]
             divisor = _divisor(layer, cls, inputs, shapes)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import sympy
 
 from galvatron.codegen.bindings import Bindings, bind_names, stage_mesh
+from galvatron.codegen.closings import give_amounts, is_summed, tell_gradients
 from galvatron.codegen.expressions import print_expression, print_shard, share
 from galvatron.codegen.layout import WIDTH, Brackets, Text, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import escaped, literal
@@ -17,7 +18,7 @@ from galvatron.codegen.outputs import give_outputs
 from galvatron.codegen.runs import INDEX, chain, first_number, quoted, runs, template
 from galvatron.codegen.sizes import MICRO_BATCH, Sizes, local_sizes, numbers_of_step
 from galvatron.ir.layout import BROADCAST, PARTIAL, Placement, Shard, nameable_axes
-from galvatron.ir.micro_batches import SUM, adds_up, spreads
+from galvatron.ir.micro_batches import adds_up
 from galvatron.ir.planned import epilogue
 from galvatron.ir.program import Layer, LayerKind, Program, Stage, StateLayout, Transfer, Update, When
 from galvatron.ir.recompute import in_steps, replays, rereads
@@ -36,7 +37,7 @@ def emit_stage(program: Program, stage: Stage, sizes: Sizes | None = None) -> st
     """The module of one stage of a staged program, as text."""
     bindings = bind_names(program, stage, sizes or local_sizes(program))
     functions = [*bindings.own_backwards, *(function.text for function in bindings.functions.values())]
-    methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings)]
+    methods = [*_step(bindings), *_forward(bindings), *_epilogue(bindings), *_closing(bindings)]
     stage_text = "\n".join([*_head(bindings), *_init(bindings), *methods])
     return module_text(_title(program, stage), "\n\n\n".join([*functions, stage_text]))
 
@@ -114,12 +115,14 @@ def _init(bindings: Bindings) -> list[str]:
         fresh = dict.fromkeys(name for layer in run for name in _touched(bindings, layer) if name not in declared)
         declared.update(fresh)
         loops = len(run) > 1
-        text = _declare_run(bindings, run, layouts) if loops else _declare(bindings, run[0], fresh, layouts)
+        text = _declare_run(bindings, run, fresh, layouts) if loops else _declare(bindings, run[0], fresh, layouts)
         out += ["", *text] if text and (fresh or after_loop) else text
         after_loop = loops or (after_loop and not text)
     interface = [*_batch_inputs(bindings), *_transfers(bindings, "receives", stage.receives)]
     interface += _transfers(bindings, "sends", stage.sends)
     interface += _collected(bindings)
+    interface += give_amounts(bindings)
+    interface += tell_gradients(bindings)
     interface += give_outputs(bindings)
     interface += _checks(bindings)
     if bindings.program.output in {name for layer in stage.layers for name in layer.results}:
@@ -142,14 +145,16 @@ def _declare(bindings: Bindings, layer: Layer, fresh: Iterable[str], layouts: di
     return out
 
 
-def _declare_run(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, StateLayout]) -> list[str]:
-    """The state of a run of layers, and the layers, in one loop."""
+def _declare_run(
+    bindings: Bindings, run: Sequence[Layer], fresh: Iterable[str], layouts: dict[str, StateLayout]
+) -> list[str]:
+    """The state of a run of layers, as far as no layer before has declared it, and the layers, in one loop."""
     start = _start(bindings, run)
     out = [_for(start, len(run))]
     columns = zip(*(_touched(bindings, layer) for layer in run), strict=True)
     texts = [quoted(template(column, start) or "") for column in columns]
     for text, name in zip(texts, _touched(bindings, run[0]), strict=True):
-        out += _state(bindings, text, layouts[name], 3)
+        out += _state(bindings, text, layouts[name], 3) if name in fresh else []
     names = texts[: len(run[0].state)]
     name = quoted(template([bindings.layers[layer.name] for layer in run], start) or "")
     out += _layer(bindings, run[0], name, names, 3)
@@ -169,8 +174,7 @@ def _update(
     bindings: Bindings, layer: Layer, update: Update, state: str, name: str, result: int, depth: int
 ) -> list[str]:
     arguments = [state, name, str(result)]
-    if bindings.program.required_plan.micro_batches > 1 and layer.when is When.MICRO_BATCH:
-        arguments += ["summed=True"] if spreads(bindings.program)[update.value] is SUM else []
+    arguments += ["summed=True"] if layer.when is When.MICRO_BATCH and is_summed(bindings, update.value) else []
     arguments += ["adds=True"] if update.adds else []
     return _statement("self.update", arguments, depth)
 
@@ -203,7 +207,8 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
     if len({_updated(bindings, layer) for layer in run}) > 1:
         return False
     every = [name for layer in run for name in _touched(bindings, layer)]
-    users = Counter(name for layer in bindings.stage.layers for name in _touched(bindings, layer))
+    layers = (layer for layer in bindings.stage.layers if layer.when is not When.CLOSING)
+    users = Counter(name for layer in layers for name in _touched(bindings, layer))
     if len(set(every)) < len(every) or any(users[name] > 1 for name in every):
         return False
     for column in zip(*(_touched(bindings, layer) for layer in run), strict=True):
@@ -212,7 +217,8 @@ def _counts_up(bindings: Bindings, run: Sequence[Layer], layouts: dict[str, Stat
             (layouts[name].mesh, _placed(bindings, layouts[name]), layouts[name].zero, bindings.writers.get(name))
             for name in column
         }
-        if template(column, start) is None or len(kinds) > 1 or len(places) > 1:
+        is_declared = {users[name] for name in column}
+        if template(column, start) is None or len(kinds) > 1 or len(places) > 1 or len(is_declared) > 1:
             return False
     return True
 
@@ -262,7 +268,7 @@ def _layer(bindings: Bindings, layer: Layer, name: str, state: Sequence[str], de
         stream = tuple_of(_axis_variable(bindings, layer, axis) for axis in function.stream)
         arguments.append(prefixed("stream=", stream))
     arguments += [f"recompute={literal(kind)}"] if (kind := _recompute(bindings, layer)) else []
-    arguments += ["epilogue=True"] if layer.when is When.EPILOGUE else []
+    arguments += ["once=True"] if layer.when in (When.EPILOGUE, When.CLOSING) else []
     arguments += ["rereads=False"] if _is_gathered_once(bindings, layer) else []
     return _statement("self.layer", arguments, depth)
 
@@ -355,6 +361,8 @@ def _is_called_directly(bindings: Bindings, layer: Layer) -> bool:
     """A function without state, axes and random numbers that keeps its activations needs no layer object."""
     function = bindings.function(layer)
     gives = bindings.updates(layer) or bindings.outputs(layer) or bindings.checks(layer)
+    gives = gives or any(layer is source[0] for source in bindings.amounts.values() if isinstance(source, tuple))
+    gives = gives or any(one.value in layer.results for one in bindings.program.reached)
     return not (layer.state or function.axes or function.random or gives or _recompute(bindings, layer))
 
 
@@ -405,6 +413,16 @@ def _epilogue(bindings: Bindings) -> list[str]:
     results = [loss if name == bindings.program.output else "_" for name in layer.results]
     out += lines(prefixed(f"{', '.join(results)} = ", _call(bindings, layer)), 2)
     return [*out, f"        return {loss}"]
+
+
+def _closing(bindings: Bindings) -> list[str]:
+    """`closing`: new values of state, of what all micro-batches have made; nothing when there are none."""
+    if not bindings.closings:
+        return []
+    scope = bindings.scopes[When.CLOSING]
+    keywords = [scope[name] for name in (*bindings.amounts, *bindings.step_results)]
+    out = ["", *lines(prefixed("def ", call("closing", ["self", "*", *keywords]), ":"), 1)]
+    return out + [line for layer in bindings.closings for line in lines(_call(bindings, layer), 2)]
 
 
 def _header(bindings: Bindings, method: str, when: When, arguments: Iterable[str]) -> list[str]:
@@ -512,7 +530,7 @@ def _local_batch(bindings: Bindings, layer: Layer) -> str:
 
     What runs once per step runs on the whole batch.
     """
-    if layer.when is When.STEP:
+    if layer.kind.is_whole:
         return "self.global_batch_size"
     for variable, shape in _arriving(bindings, layer):
         for dim, size in enumerate(shape):

@@ -63,10 +63,11 @@ class LayerCost:
     other.
 
     Per step: `start_s`, what the first sum takes longer than as a part of a bucket; `across_s` of sums over stages;
-    `update_s` of the optimizer and `update_bytes` that it takes beside all state; of the last layer, `epilogue_s` of
-    the end of the loss that runs on all micro-batches at once. Always: `state` of parameters, gradients, optimizer
-    state and buffers, of which `late_bytes` are gradients that are there only from the first backward on;
-    `bucket_bytes`, those of values whose gradients are summed in buckets.
+    `update_s` of the optimizer and of what follows for state from sums over the batch, and `update_bytes` that the
+    optimizer takes beside all state; of the last layer, `epilogue_s` of the end of the loss that runs on all
+    micro-batches at once. Always: `state` of parameters, gradients, optimizer state and buffers, of which `late_bytes`
+    are gradients that are there only from the first backward on; `bucket_bytes`, those of values whose gradients are
+    summed in buckets.
 
     What runs beside a layer is taken to begin with it, and to be waited for by the end of it. In a run of equal layers
     each is as long as what really is beside it, which is of a neighbour, and the layers at both ends of a stage, that

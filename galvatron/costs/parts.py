@@ -16,11 +16,13 @@ from galvatron.machine import Machine
 
 @dataclass(frozen=True)
 class End:
-    """An epilogue: its seconds, the most memory that it takes, and the bytes of the gradients that it hands back."""
+    """What runs behind the micro-batches: of an epilogue its seconds, the most memory that it takes, and the bytes of
+    the gradients that it hands back; seconds of what makes new values of state when the step ends."""
 
     seconds: float = 0.0
     peak_bytes: float = 0.0
     gradient_bytes: float = 0.0
+    update_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,11 @@ from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
 from galvatron.ir.overlap import Window
 from galvatron.ir.plan import Ties
-from galvatron.ir.planned import epilogue, tied_layers
-from galvatron.ir.program import Layer, LayerClass, Program
+from galvatron.ir.planned import closings_behind, epilogue, tied_layers
+from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
 from galvatron.ir.recompute import rereads
 from galvatron.ir.skew import EVEN
-from galvatron.ir.strategy import Strategy
+from galvatron.ir.strategy import WHOLE, Strategy
 from galvatron.ir.types import evaluate
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner
@@ -82,7 +82,7 @@ class ShardedCostModel(CostModel):
         self._as_run: _AsRun = {"kind": cluster.device.kind, "compiled": program.inductor, "skew": skew}
         self._profiled = partial(profile_graph, **self._as_run)
         self._parameter_costs = ParameterCosts(self.machine)
-        self._epilogue = epilogue(program)
+        self._epilogue, self._closings = epilogue(program), closings_behind(program)
         held = [self._held(index) for index in range(len(self.layers))]
         self._borders = Borders(program, held, self._partitioner, Conversions(self._profiled, self.machine))
 
@@ -228,7 +228,7 @@ class ShardedCostModel(CostModel):
             sync_s=own.sent.sync_s,
             publish_s=own.sent.publish_s,
             start_s=own.sent.start_s,
-            update_s=own.update_s,
+            update_s=own.update_s + end.update_s,
             epilogue_s=end.seconds,
             contention=own.contention,
             repeated=own.repeated,
@@ -289,7 +289,7 @@ class ShardedCostModel(CostModel):
     def _can_hold(self, index: int, strategy: Strategy, ties: Ties) -> bool:
         """Whether there is a layer of a number, which can have a strategy."""
         there = 0 <= index < len(self.layers)
-        return there and all(self._fits(layer.cls, strategy, ties) for layer in self._held(index))
+        return there and all(self._fits(layer.cls, _own(layer, strategy), ties) for layer in self._held(index))
 
     def _fits(self, cls: str, strategy: Strategy, ties: Ties) -> bool:
         """Whether a class can be cut as a strategy says: others may be that cannot."""
@@ -322,18 +322,27 @@ class ShardedCostModel(CostModel):
         return self._cache[key]
 
     def _held(self, index: int) -> tuple[Layer, ...]:
-        """A planned layer, with the epilogue if it is the last."""
-        return self.layers[index], *(self._epilogue if index == len(self.layers) - 1 else ())
+        """A planned layer, with what makes new values of state of its sums, and the epilogue if it is the last."""
+        layer, is_last = self.layers[index], index == len(self.layers) - 1
+        return layer, *self._closings.get(layer.name, ()), *(self._epilogue if is_last else ())
 
     def _end(self, index: int, strategy: Strategy, ties: Ties) -> End:
-        """What the epilogue costs beside the last layer, and nothing beside any other."""
+        """What layers that run behind the micro-batches cost beside a planned layer."""
         held = self._held(index)[1:]
         if not held:
             return End()
-        key = ("end", self._partitioner.whole(held[0].cls, ties), strategy.axes)
+        key = ("end", *((layer.cls, self._partitioner.whole(layer.cls, ties)) for layer in held), strategy.axes)
         if key not in self._cache:
-            self._cache[key] = self._end_of(held[0], strategy, ties)
+            last = self._epilogue if index == len(self.layers) - 1 else ()
+            ends = [self._end_of(layer, strategy, ties) for layer in last]
+            closings = (self._closing_s(layer) for layer in held if layer not in last)
+            self._cache[key] = replace(ends[0] if ends else End(), update_s=sum(closings))
         return self._cache[key]
+
+    def _closing_s(self, layer: Layer) -> float:
+        """Seconds of what makes new values of state when a step ends."""
+        graph, batch = self._partitioner.shard(layer.cls, WHOLE, ()).graph, self.program.batch_size
+        return self._seconds(self._profiled(graph, (), frozenset(), at=batch), batch)
 
     def _end_of(self, layer: Layer, strategy: Strategy, ties: Ties) -> End:
         batch = self.program.batch_size // strategy.sample_shards
@@ -353,8 +362,8 @@ class ShardedCostModel(CostModel):
         )
 
     def _held_state(self, index: int, strategy: Strategy, ties: Ties) -> HeldState:
-        """What a planned layer holds of state, and behind that what its epilogue does."""
-        states = [self._state(layer, strategy, ties) for layer in self._held(index)]
+        """What a planned layer holds of state, and behind that what the layers do that run when it is through."""
+        states = [self._state(layer, _own(layer, strategy), ties) for layer in self._held(index)]
         if len(states) == 1:
             return states[0]
         every = {name: state for one in (states[0], *reversed(states)) for name, state in one.parameters.items()}
@@ -423,11 +432,20 @@ class ShardedCostModel(CostModel):
                     state.rule,
                     state.name in self.program.parameters,
                     names.index(state.name),
+                    self._is_held_before(layer, state.name),
                 )
                 for state in states
             ),
             tuple((update.state in names, value.type) for update, value in self.program.updates_in(layer)),
         )
+
+    def _is_held_before(self, layer: Layer, state: str) -> bool:
+        """Whether state that is read when a step ends is held by a planned layer."""
+        return layer.kind is LayerKind.CLOSING and state in self._held_by_planned
+
+    @cached_property
+    def _held_by_planned(self) -> frozenset[str]:
+        return frozenset(name for layer in self.layers for name in layer.state)
 
     def _plain_state(self, layer: Layer, strategy: Strategy, ties: Ties) -> PlainState:
         """What a layer holds of state at ZeRO level 0, where nothing is computed again."""
@@ -445,12 +463,14 @@ class ShardedCostModel(CostModel):
             if name in self.program.parameters:
                 parameters[name] = self._local_parameter(name, value, sharded.mesh)
                 formals.append((name, value.name))
-            else:
+            elif not self._is_held_before(layer, name):
                 other_bytes += evaluate(value.type.bytes, 1)
         for update, value in self.program.updates_in(layer):
             # Its new value waits for the end of the step.
             copies = 1 if update.state in layer.state else 2
             other_bytes += copies * evaluate(value.type.bytes, 1)
+        if layer.kind is LayerKind.CLOSING:
+            other_bytes += sum(evaluate(value.type.bytes, 1) for value in sharded.graph.inputs)
         differentiable = self._partitioner.borders[layer.cls].differentiable
         own = [formal for _, formal in formals]
         reread, replayed = (rereads(sharded.graph, own, differentiable, how) for how in ("none", "full"))
@@ -501,6 +521,11 @@ def _spread(
             found[key] = find(strategy)
     numbers = {key: number for number, key in enumerate(found)}
     return taken(many(list(found.values())), np.array([numbers[key] for key in keys]))
+
+
+def _own(layer: Layer, strategy: Strategy) -> Strategy:
+    """The strategy of a layer that goes with a planned one of another."""
+    return WHOLE if layer.kind.is_whole else strategy
 
 
 def stage_border(strategy: Strategy) -> Axis:

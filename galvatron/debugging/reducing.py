@@ -113,6 +113,5 @@ def _with(program: Program, graph: Graph) -> Program:
     state = tuple(value for value in graph.state if value.name in read)
     graph = replace(graph, inputs=inputs, state=state)
     own = tuple(one for one in program.state if one.name in {value.name for value in state})
-    return replace(
-        program, graph=graph, inputs=inputs, state=own, output=graph.outputs[0], updates=(), outputs=(), checks=()
-    )
+    program = replace(program, updates=(), outputs=(), checks=(), reached=())
+    return replace(program, graph=graph, inputs=inputs, state=own, output=graph.outputs[0])

@@ -43,7 +43,8 @@ class StateRow:
 
 @dataclass(frozen=True)
 class ResultRow:
-    """What a step is for: the loss, an update of some state, an output, a check."""
+    """What a step is for: the loss, an update of some state, an output, a check, what says which parameters have a
+    gradient."""
 
     kind: str
     name: str
@@ -132,5 +133,6 @@ def _results(program: Program) -> tuple[ResultRow, ...]:
         *(("update", update.state, update.value) for update in program.updates),
         *(("output", output.name, output.value) for output in program.outputs),
         *(("check", check.says, check.value) for check in program.checks),
+        *(("gradient", ", ".join(one.states), one.value) for one in program.reached),
     ]
     return tuple(ResultRow(kind, name, value, str(made[value].type)) for kind, name, value in named)

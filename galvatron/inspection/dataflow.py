@@ -18,13 +18,13 @@ def graph(program: Program, layer: str | None = None) -> networkx.DiGraph:
     """What reads what: the layers of a program, or the ops of one layer.
 
     A node has a `kind`. Of layers, which are named as in the program (a second one of a name is a pair of its stage and
-    its name), it is `layer`, `preamble`, `step`, `epilogue` or `conversion`, with `cls`, `strategy`, `stage` and
-    `parameters`. Of ops, which are named after their first result, it is `op`, with `op` (what it calls), `code` and
-    `scope`. Both have a `source` (file and line of the model; of a layer that of its first op), and `forward_flop`,
-    `backward_flop`, `kept_bytes` and `moved_bytes`: of one sample, or in a sharded program of a micro-batch on one
-    rank. Other nodes are pairs of their kind and a name: `input`, `state` (what the ops of a layer read) and `result`.
-    Every node has a `label` for a picture and the `values` that it makes, with their `shapes`; an edge has those that
-    it stands for.
+    its name), it is `layer`, `preamble`, `step`, `epilogue`, `closing` or `conversion`, with `cls`, `strategy`,
+    `stage` and `parameters`. Of ops, which are named after their first result, it is `op`, with `op` (what it calls),
+    `code` and `scope`. Both have a `source` (file and line of the model; of a layer that of its first op), and
+    `forward_flop`, `backward_flop`, `kept_bytes` and `moved_bytes`: of one sample, or in a sharded program of a
+    micro-batch on one rank. Other nodes are pairs of their kind and a name: `input`, `state` (what the ops of a layer
+    read) and `result`. Every node has a `label` for a picture and the `values` that it makes, with their `shapes`; an
+    edge has those that it stands for.
 
     Args:
         program: in any form; a captured one is a single layer, `graph`.
@@ -70,7 +70,8 @@ def layer_graph(view: View) -> networkx.DiGraph:
     updates = [(f"update {update.state}", update.value) for update in program.updates]
     outputs = [(f"output {output.name}", output.value) for output in program.outputs]
     checks = [(str(check), check.value) for check in program.checks]
-    for name, value in [("loss", program.output), *updates, *outputs, *checks]:
+    reached = [(f"gradient %{one.value}", one.value) for one in program.reached]
+    for name, value in [("loss", program.output), *updates, *outputs, *checks, *reached]:
         found.reads(found.add(("result", name), [], kind="result", label=name), [made[value]])
     return found.graph()
 

@@ -13,7 +13,7 @@ micro-batches cannot exchange anything. Terms are added up only at the very end 
 gradients), and the only conversion is to count a value once, from `SAME` to `SUM`, by dividing it by the number of
 micro-batches. An op that needs any other *couples* samples: so it sees a part of the batch where the model saw all of
 it, and several micro-batches are not exact, unless that op and all that follows it run once per step
-(`LayerKind.EPILOGUE`).
+(`LayerKind.EPILOGUE`, `LayerKind.CLOSING`).
 """
 
 from __future__ import annotations
@@ -392,7 +392,9 @@ def why_not_repeated(program: Program) -> str:
         return "the loss is no sum over samples"
     if problem is not None or any(layer.kind is LayerKind.EPILOGUE for layer in program.all_layers):
         return f"the loss couples samples ({problem or epilogue_coupling(program)})"
-    if any(found.get(update.value) is SUM for update in program.updates):
+    closings = (layer for layer in program.all_layers if layer.kind is LayerKind.CLOSING)
+    written = {name for layer in closings for name in layer.operands} | {update.value for update in program.updates}
+    if any(found.get(name) is SUM for name in written):
         return "forward adds up what it writes into the model's state over samples"
     return ""
 
@@ -408,13 +410,13 @@ def _followed(
     trained: set[str] = set()
     for seen in layers_seen_whole(classes, layers, inputs):
         layer, graph = seen.layer, seen.graph
-        if layer.kind is LayerKind.EPILOGUE:
+        if layer.kind in _BEHIND:
             # It runs once: a share would stand for the whole.
             if share := next(filter(counts, graph.ops), None):
                 return states, Coupling(share, _COUNTS)
             if problem := _collected_problem(graph, [states[name] for name in layer.operands], layer, whole):
                 return states, problem
-            states.update(dict.fromkeys(layer.results, SUM))
+            states.update(dict.fromkeys(layer.results, _BEHIND[layer.kind]))
             continue
         once = layer.kind is LayerKind.STEP
         whole.update(layer.results if once else ())
@@ -435,6 +437,10 @@ def _followed(
     return states, None
 
 
+_BEHIND = {LayerKind.EPILOGUE: SUM, LayerKind.CLOSING: SAME}
+"""Layers that run behind all micro-batches, and what their results are: of the loss there is one in each step."""
+
+
 def _maker(classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], output: str) -> Op:
     """The op that makes the loss; before it is summed up, where it is in a local graph."""
     layer = next(layer for layer in layers if output in layer.results)
@@ -446,8 +452,8 @@ def _maker(classes: tuple[LayerClass, ...], layers: tuple[Layer, ...], output: s
 
 
 def _collected_problem(graph: Graph, given: list[Spread], layer: Layer, whole: set[str]) -> Coupling | None:
-    """The first op of an epilogue that reads what its micro-batches cannot make up: laid end to end what has samples,
-    added up what has none. What is `whole` is there once per step already."""
+    """The first op of a layer behind all micro-batches that reads what these cannot make up: laid end to end what has
+    samples, added up what has none. What is `whole` is there once per step already."""
     for value, name, state in zip(graph.inputs, layer.operands, given, strict=True):
         if name in whole:
             fits = state is not SUM

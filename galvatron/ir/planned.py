@@ -222,6 +222,21 @@ def without_plan(program: Program, cluster: Cluster, global_batch_size: int) -> 
     )
 
 
+def closings_behind(program: Program) -> dict[str, tuple[Layer, ...]]:
+    """The layers that make new values of state when a step ends, by the name of the planned layer behind which all
+    that they read of the micro-batches is there; that is not before a parameter of which they say whether it has a
+    gradient."""
+    made = {n: index for index, layer in enumerate(program.planned_layers) for n in (*layer.results, *layer.state)}
+    told = {one.value: one.states for one in program.reached}
+    found: dict[str, tuple[Layer, ...]] = {}
+    for layer in program.all_layers:
+        if layer.kind is LayerKind.CLOSING:
+            needed = (*layer.operands, *(name for result in layer.results for name in told.get(result, ())))
+            last = program.planned_layers[max(made[name] for name in needed if name in made)].name
+            found[last] = (*found.get(last, ()), layer)
+    return found
+
+
 def epilogue(program: Program) -> tuple[Layer, ...]:
     """The layer that runs once per step after all forwards, if there is one."""
     return tuple(layer for layer in program.all_layers if layer.kind is LayerKind.EPILOGUE)

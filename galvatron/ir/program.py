@@ -28,7 +28,7 @@ from galvatron.ir.functions import functions_of
 from galvatron.ir.graph import Function, Graph, Value
 from galvatron.ir.layout import Layout, Mesh
 from galvatron.ir.plan import Plan
-from galvatron.ir.results import Check, Result, Update, with_values_of_ops
+from galvatron.ir.results import Check, Reached, Result, Update, with_values_of_ops
 from galvatron.ir.strategy import Strategy
 from galvatron.ir.summary import program_html
 from galvatron.ir.types import BATCH, BatchNumber, BatchSizes, Length, TensorType
@@ -171,6 +171,8 @@ class When(enum.Enum):
     """Once per step on the whole batch, before the first micro-batch."""
     EPILOGUE = "epilogue"
     """Once per step on the whole batch, after the last micro-batch's forward and before the first backward."""
+    CLOSING = "closing"
+    """Once per step, when all micro-batches have gone forward and backward."""
 
 
 class LayerKind(enum.Enum):
@@ -184,6 +186,8 @@ class LayerKind(enum.Enum):
     """Statistics of the whole batch, such as a token count."""
     EPILOGUE = "epilogue"
     """The end of a loss that couples samples."""
+    CLOSING = "closing"
+    """What new values of state, and nothing else, need of sums over the whole batch: every rank computes it whole."""
     CONVERSION = "conversion"
     """Takes a value from the layout in which one layer makes it to that in which another one reads it."""
 
@@ -193,7 +197,20 @@ class LayerKind(enum.Enum):
     @property
     def when(self) -> When:
         """How often such a layer runs."""
-        return {LayerKind.STEP: When.STEP, LayerKind.EPILOGUE: When.EPILOGUE}.get(self, When.MICRO_BATCH)
+        return _WHEN.get(self, When.MICRO_BATCH)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether such a layer is there once, whatever the plan: stages have no copies of it."""
+        return self in (LayerKind.PLANNED, LayerKind.EPILOGUE, LayerKind.CLOSING)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank of a stage computes such a layer whole, for the whole batch."""
+        return self in (LayerKind.STEP, LayerKind.CLOSING)
+
+
+_WHEN = {LayerKind.STEP: When.STEP, LayerKind.EPILOGUE: When.EPILOGUE, LayerKind.CLOSING: When.CLOSING}
 
 
 @dataclass(frozen=True)
@@ -271,7 +288,8 @@ class Program:
     `inputs` are the tensors of one global batch by their forward names, `numbers` its Python numbers that may change
     from step to step, `output` the name of the scalar loss, `updates` what else a step makes: the new values of state
     that forward writes, each piece of it once. `outputs` are what the model returns besides, which is computed in a
-    step and given only where it is asked for, `checks` what must hold of its values, and `batch_size` the number of
+    step and given only where it is asked for, `checks` what must hold of its values, `reached` which parameters have a
+    gradient in some steps alone, and `batch_size` the number of
     samples of the example batch (the value of `B` that costs default to). An input whose type does not have `B` on dim
     0 holds no samples: it is the same for all. A `Length` in the type of an input is free as `B` is, and says itself
     for which values. `batch_sizes` are those that the program holds for. `precision` is the element type in which
@@ -301,6 +319,7 @@ class Program:
     updates: tuple[Update, ...] = ()
     outputs: tuple[Result, ...] = ()
     checks: tuple[Check, ...] = ()
+    reached: tuple[Reached, ...] = ()
     unlike_evaluated: str = ""
     inductor: bool = False
     rules: tuple[UpdateRule, ...] = ()
@@ -390,8 +409,8 @@ class Program:
     @cached_property
     def results(self) -> tuple[str, ...]:
         """The values that a step is for, each once: the loss, then those of the updates, of the outputs and of the
-        checks. All else serves them."""
-        others = (*self.updates, *self.outputs, *self.checks)
+        checks, and those that say what has a gradient. All else serves them."""
+        others = (*self.updates, *self.outputs, *self.checks, *self.reached)
         return tuple(dict.fromkeys((self.output, *(result.value for result in others))))
 
     @cached_property
@@ -456,7 +475,10 @@ class Program:
                     "leave it out"
                 )
         graph, checks = with_values_of_ops(graph, [replace(check, value=now[check.value]) for check in self.checks])
-        program = replace(self, output=now[self.output], updates=updates, outputs=outputs, checks=checks)
+        reached = tuple(replace(one, value=now[one.value]) for one in self.reached)
+        program = replace(
+            self, output=now[self.output], updates=updates, outputs=outputs, checks=checks, reached=reached
+        )
         return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
 
     @property
@@ -516,7 +538,8 @@ class Program:
     def parameters(self) -> frozenset[str]:
         """The names of the state that a plan may cut: parameters, trained or frozen, but for what forward writes, and
         what is read once per step, or by each stage for itself."""
-        apart = (layer for layer in self.all_layers if layer.kind in (LayerKind.STEP, LayerKind.PREAMBLE))
+        kinds = (LayerKind.STEP, LayerKind.PREAMBLE, LayerKind.CLOSING)
+        apart = (layer for layer in self.all_layers if layer.kind in kinds)
         whole = {name for layer in apart for name in layer.state} | {update.state for update in self.updates}
         return frozenset(s.name for s in self.state if s.kind == "parameter" and s.type.is_floating) - whole
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from galvatron.ir.graph import Graph, Op, Ref, Value
@@ -50,6 +50,37 @@ class Check:
 
     def __str__(self) -> str:
         return f"the check {self.says!r}"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Trained parameters that have a gradient only in steps where `value`, a vector of truth values, is true.
+
+    The model reads them in single turns of a loop, as of experts in a list, and a step that does not take the turn
+    leaves their gradient None in PyTorch, so that an optimizer leaves them alone. Each element of the vector stands for
+    as many of `states` as any other, in order.
+    """
+
+    value: str
+    states: tuple[str, ...]
+
+    def by_place(self, count: int) -> list[tuple[str, ...]]:
+        """The parameters of each of so many elements of the vector."""
+        each = len(self.states) // count
+        return [self.states[place * each : (place + 1) * each] for place in range(count)]
+
+
+def warn_of_zeros(names: Sequence[str]) -> None:
+    """Says so where parameters may have a gradient of zeros that have none in PyTorch."""
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        warnings.warn(
+            f"only some turns of a loop read {names[0]!r}{more}: in a step in which no row takes these turns, the "
+            "model leaves the gradient None and an optimizer skips the parameter, while here the gradient is zero, so "
+            "that weight decay and momentum still move it; keep the parameters of all turns in one tensor if that "
+            "matters",
+            stacklevel=2,
+        )
 
 
 def leave_out(head: str, why: str = "") -> None:

@@ -143,3 +143,7 @@ class Strategy:
     def roles(self) -> tuple[str, ...]:
         """The role of each mesh axis."""
         return tuple(axis.role for axis in self.axes if axis.degree > 1)
+
+
+WHOLE = Strategy(())
+"""That of what every rank of a stage computes whole."""

@@ -37,10 +37,11 @@ class Border:
     """What a class is to its program: which of its values have gradients, and which would have one if all parameters
     were trained (`streams`), which output is the loss, which state is `parameters`, and which of these are `trainable`.
 
-    `whole_outputs` are outputs that every rank must have whole: statistics of the batch, new values of state. Masters
-    and gradients of what trains are `master_scale` times as large as its values. `free_outputs` are
-    those that no layer reads: they stay in the layout in which they are made. Among them, `given_outputs` are what the
-    model returns: a step computes them only where they are asked for, and they may be padded shards.
+    `whole_outputs` are outputs that every rank must have whole: statistics of the batch, new values of state and the
+    sums that these are made of. Masters and gradients of what trains are `master_scale` times as large as its values.
+    `free_outputs` are those that no layer reads: they stay in the layout in which they are made. Among them,
+    `given_outputs` are what the model returns: a step computes them only where they are asked for, and they may be
+    padded shards.
     """
 
     differentiable: frozenset[str]

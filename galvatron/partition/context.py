@@ -130,6 +130,8 @@ class Partitioner:
         program = self.program
         formals, streams = self._gradients.formals, self._streams.formals
         borders: dict[str, Border] = {}
+        closings = (layer for layer in program.all_layers if layer.kind is LayerKind.CLOSING)
+        summed = {update.value for update in program.updates}.union(*(layer.operands for layer in closings))
         for cls in program.classes:
             layers = program.layers_of[cls.name]
             bound = [
@@ -139,15 +141,15 @@ class Partitioner:
             ]
             trainable = frozenset(formal for formal, name in bound if name in program.trainable)
             results = {r: n for layer in layers for n, r in zip(cls.graph.outputs, layer.results, strict=True)}
-            is_once = any(layer.kind is LayerKind.STEP for layer in layers)
-            updated = {results[update.value] for update in program.updates if update.value in results}
+            is_once = any(layer.kind.is_whole for layer in layers)
+            whole = {results[name] for name in summed if name in results}
             borders[cls.name] = Border(
                 differentiable=trainable | formals[cls.origin_name],
                 trainable=trainable,
                 parameters=frozenset(formal for formal, name in bound if name in program.parameters),
                 streams=frozenset(streams[cls.origin_name]),
                 loss=results.get(program.output),
-                whole_outputs=frozenset(cls.graph.outputs if is_once else updated),
+                whole_outputs=frozenset(cls.graph.outputs if is_once else whole),
                 free_outputs=program.unread(cls),
                 given_outputs=program.only_given(cls),
                 master_scale=DTYPE_BYTES[MASTER] // DTYPE_BYTES[program.precision] if program.precision else 1,

@@ -83,6 +83,7 @@ class Executor:
         self._whole_rows: dict[int, Rows] = {}
         self._notes: dict[bool, bool] = {}
         self._outside: Tensor
+        self._unreached: list[str] = []
         self._verdict: Reading | None
         self._batched = batched
         held = self.mesh.stages
@@ -225,7 +226,7 @@ class Executor:
                 self._meter.start_update()
                 with failure.guarded("the update"):
                     self._parameters.unscale(scale, squared_norm.sqrt() / scale, self.max_grad_norm)
-                    with nullcontext() if self.whole_update is None else self.whole_update.gathered():
+                    with nullcontext() if self.whole_update is None else self.whole_update.gathered(self._unreached):
                         self.optimizer.step()
                     self._parameters.publish()
         return loss
@@ -250,7 +251,7 @@ class Executor:
         inputs = read_batch(self.stages, batch, rows, self.mesh.world.device)
         self._take_numbers(batch)
         with failure.guarded(self._place), torch.no_grad(), _evaluating(self.stages):
-            keywords, last = self._keywords(rows, inputs)
+            keywords, last, _ = self._keywords(rows, inputs)
             bounds.start(checked=checked)
             giving.ask(self.stages, wanted=give)
             run = self._pipeline.run(keywords, rows.slots, rows.micro_batches, epilogue=last, backward=False)
@@ -299,8 +300,8 @@ class Executor:
             return dict(self._catalogue.gather(held_names, self._parameters.read, rank0_only=rank0_only))
 
     def full_gradients(self, *, rank0_only: bool = False) -> dict[str, Tensor]:
-        """The gradients of the last step, like `full_state_dict`; parameters that the program does not use or train are
-        left out.
+        """The gradients of the last step, like `full_state_dict`; parameters that the program does not use or train, or
+        that nothing in the step has reached, are left out.
         """
         with failure.guarded("full_gradients"):
             whole = dict(self.gradients(rank0_only=rank0_only))
@@ -309,7 +310,11 @@ class Executor:
     def gradients(self, *, rank0_only: bool) -> Iterator[tuple[str, Tensor]]:
         """The same one by one, by the names that the program has for parameters: each is gathered when it is asked for,
         so every rank goes through them, if to no end."""
-        wanted = [entry.name for entry in self._catalogue.entries.values() if entry.requires_grad]
+        unreached, pipeline = {*self._unreached}, self.mesh.pipeline
+        if pipeline is not None:
+            unreached.update(*comm.gather_objects(self._unreached, pipeline, phase="whole tensors"))
+        trained = [entry.name for entry in self._catalogue.entries.values() if entry.requires_grad]
+        wanted = [name for name in trained if name not in unreached]
         return self._catalogue.gather(wanted, self._parameters.read_gradient, rank0_only=rank0_only)
 
     def held_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -329,9 +334,11 @@ class Executor:
         buffers = [(buffer, buffer.clone()) for stage in self.stages for buffer in stage.buffers()]
         trained = self._parameters.trained.values()
         gradients = [(p, None if p.grad is None else p.grad.to("cpu", copy=True)) for p in trained]
+        unreached = self._unreached
         try:
             yield
         finally:
+            self._unreached = unreached
             for random, step in steps:
                 random.step = step
             with torch.no_grad():
@@ -428,7 +435,7 @@ class Executor:
                 stage.random.step += 1
             updates.forget(self.stages)
             giving.ask(self.stages, wanted=False)
-            keywords, last = self._keywords(rows, inputs)
+            keywords, last, found = self._keywords(rows, inputs)
             self._parameters.start(rows.micro_batches)
             bounds.start()
             if self._detector is not None:
@@ -448,6 +455,8 @@ class Executor:
         self._check_bounds(self._verdict or Reading(totals[2:4]), batch)
         # Here nothing fails any more, and a step whose gradients overflow has had a forward as well.
         with failure.guarded("the new values of state"):
+            self._unreached = updates.close(self.stages, found)
+            self._parameters.forget(self._unreached)
             updates.write(self.stages, self._shared_updates)
         return totals[0], totals[1]
 
@@ -498,19 +507,21 @@ class Executor:
 
     def _keywords(
         self, rows: Rows, inputs: Mapping[int, StageInputs]
-    ) -> tuple[dict[int, list[dict[str, Any]]], dict[str, Any]]:
-        """For each stage, the keyword arguments of its micro-batches, and those of the epilogue."""
+    ) -> tuple[dict[int, list[dict[str, Any]]], dict[str, Any], dict[int, dict[str, Any]]]:
+        """For each stage, the keyword arguments of its micro-batches, those of the epilogue, and for each stage the
+        statistics of the step."""
         keywords: dict[int, list[dict[str, Any]]] = {}
         last: dict[str, Any] = {}
+        each: dict[int, dict[str, Any]] = {}
         for stage in self.stages:
             stage.global_batch_size = rows.samples
             # Of what is counted once per step there is as much as of each sample.
             stage.micro_batches = rows.micro_batches if rows.copies == 1 else rows.micro_batches / rows.copies
             own = inputs[stage.index]
-            found = statistics(stage, own.whole, rows)
+            each[stage.index] = found = statistics(stage, own.whole, rows)
             keywords[stage.index] = [{**microbatch, **found} for microbatch in own.microbatches]
             last = {**own.epilogue, **found}
-        return keywords, last
+        return keywords, last, each
 
     def _share_of_loss(self, local: Tensor, rows: Rows) -> Tensor:
         """What this rank adds to the loss: ranks whose loss is equal, not a term of the sum, add equal fractions."""

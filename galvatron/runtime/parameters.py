@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,6 +148,11 @@ class Parameters:
         for bucket in self._buckets:
             bucket.hand_over()
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Nothing in the step has reached these parameters: they have no gradient, and the optimizer skips them."""
+        for name in names:
+            self._of[name][1].trained.grad = None
+
     def settle(self) -> None:
         """What the last backward has left to be summed has had a forward to be so, and its memory is needed now: the
         forward of a stage's last layer begins, or a backward.
@@ -251,7 +256,7 @@ class Parameters:
         """Make the layers wait for the values that they read."""
         for stage in stages:
             chain: list[LayerParameters] = []
-            last = [layer for layer in stage.layers.values() if not layer.epilogue][-1:]
+            last = [layer for layer in stage.layers.values() if not layer.once][-1:]
             for layer in stage.layers.values():
                 found = {id(b): b for b, _ in (self._of[name] for name in layer.names if name in self._of) if b.level}
                 if found:
@@ -350,8 +355,8 @@ def _accumulations(stages: Sequence[Stage], bucket: Bucket) -> tuple[int, int]:
     each: Counter[str] = Counter()
     once: Counter[str] = Counter()
     for stage in stages:
-        at_end = {name for layer in stage.layers.values() if layer.epilogue for name in layer.names}
-        before = {name for layer in stage.layers.values() if not layer.epilogue for name in layer.names}
+        at_end = {name for layer in stage.layers.values() if layer.once for name in layer.names}
+        before = {name for layer in stage.layers.values() if not layer.once for name in layer.names}
         each.update(name for name in stage.state_specs if name in before or name not in at_end)
         once.update(at_end)
     return sum(each[member.name] for member in bucket.members), sum(once[member.name] for member in bucket.members)

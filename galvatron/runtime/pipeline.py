@@ -159,6 +159,8 @@ class _Pass:
         now.chunk = chunk
         for transfer, value in zip(stage.received, received, strict=True):
             value.requires_grad_(transfer.requires_grad and self._backward)
+        for amount in stage.arriving if stage.training else ():
+            amount.take(received)
         stage.random.microbatch = micro_batch
         stage.turns = index == stage.count - 1 and micro_batch in self._turns
         with bounds.looking_up():

@@ -19,6 +19,7 @@ from galvatron.runtime.mesh import Axis, Mesh
 from galvatron.runtime.outputs import Output, PartialSum, taken
 from galvatron.runtime.random import Randomness
 from galvatron.runtime.slices import Sharded, in_cutting_order
+from galvatron.runtime.started import ending
 
 
 @dataclass(frozen=True)
@@ -143,23 +144,26 @@ class Collected:
 
 
 @dataclass
-class Update:
-    """The new value of a piece of state: one result of one layer, in whole on every rank that keeps the state.
-
-    It is the same in each micro-batch, or a term of a sum over them where it is `summed`. Where it `adds`, it comes on
-    top of the old value.
-    """
+class Amount:
+    """One result of one layer in a step, or what a stage receives, in whole on every rank: the same in each
+    micro-batch, or a term of a sum over them where it is `summed`."""
 
     name: str
     result: int
     summed: bool
-    adds: bool
     value: Tensor | None = None
 
-    def take(self, results: Any, state: Iterable[Tensor]) -> None:
+    def take(self, results: Any, state: Iterable[Tensor] = ()) -> None:
         """A call of the layer, for one micro-batch, has ended with these results."""
         value = taken(results, self.result, state)
         self.value = self.value + value if self.summed and self.value is not None else value
+
+
+@dataclass
+class Update(Amount):
+    """The new value of a piece of state. Where it `adds`, it comes on top of the old value."""
+
+    adds: bool = False
 
 
 class Supply(Protocol):
@@ -181,7 +185,7 @@ class Layer(nn.Module):
     for a function that draws no random numbers. Compiled, its draws on the axes of `stream` may follow one after
     another from one key (`galvatron.runtime.random`). With `recompute`, activations are computed again in the backward:
     all, or with "selective" those that are not results of `rt.keep`. `rereads` says whether its backward reads values
-    of its parameters.
+    of its parameters. One that is called `once` per step is so behind the micro-batches.
     """
 
     def __init__(
@@ -194,23 +198,26 @@ class Layer(nn.Module):
         random: Randomness | None,
         stream: tuple[Axis, ...] | None = None,
         recompute: Recompute | None = None,
-        epilogue: bool = False,
+        once: bool = False,
         rereads: bool = True,
     ) -> None:
         super().__init__()
         self.name = name
-        self.epilogue = epilogue
+        self.once = once
         self.rereads = rereads
         self._stage = stage.index
         self._job = stage.random
         self.function = function
-        self._call = recomputed(self._run, selective=recompute == "selective") if recompute else self._run
+        self._call = self._run
+        if recompute:
+            self._call = recomputed(ending(self._run), selective=recompute == "selective")
         self.axes = axes
         self.random = random
         self.stream = stream
         self.names = tuple(state)
         self._sources = tuple((stage.table(name), name) for name in self.names)
-        self.updates: list[Update] = []
+        self.amounts: list[Amount] = []
+        """Updates among them."""
         self.outputs: list[Output] = []
         self.checks: list[tuple[str, int]] = []
         """What results are true nowhere, by their numbers, and what is said otherwise."""
@@ -228,8 +235,8 @@ class Layer(nn.Module):
         results = self._call(place, *self.axes, *args, *state, **kwargs)
         for output in self.outputs:
             output.take(results, state, self._job.microbatch)
-        for update in self.updates if self._job.training else ():
-            update.take(results, state)
+        for amount in self.amounts if self._job.training else ():
+            amount.take(results, state)
         for says, result in self.checks:
             bounds.never(says, results[result] if isinstance(results, tuple) else results)
         if self.parameters is not None:
@@ -272,6 +279,11 @@ class Stage(nn.Module):
         self.received: list[Transfer] = []
         self.sent: list[Transfer] = []
         self.collected: list[Collected] = []
+        self.amounts: list[Amount] = []
+        self.arriving: list[Amount] = []
+        """Those of `amounts` that the stage receives, by their place there."""
+        self.reaches: list[tuple[Amount, tuple[tuple[str, ...], ...]]] = []
+        """Truth values that say of parameters, element by element, whether they have a gradient in the step."""
         self.updates: list[Update] = []
         self.outputs: list[Output] = []
         self.loss_axes: tuple[Axis, ...] = ()
@@ -291,6 +303,10 @@ class Stage(nn.Module):
     def epilogue(self, *collected: Tensor, **keywords: Any) -> Tensor:
         """The loss, from what `forward` has given for all micro-batches; generated where there is one."""
         raise GalvatronError(f"stage {self.index} has no epilogue")
+
+    def closing(self, **keywords: Any) -> None:
+        """Calls the layers that make new values of state of what the micro-batches of a step add up to; generated where
+        there are some."""
 
     def state(
         self,
@@ -338,26 +354,38 @@ class Stage(nn.Module):
         random: bool = False,
         stream: tuple[Axis, ...] | None = None,
         recompute: Recompute | None = None,
-        epilogue: bool = False,
+        once: bool = False,
         rereads: bool = True,
     ) -> None:
         """Make `self.<name>(*args)` call `function(*axes, *args, *state)`, and with `seed=` if it is `random`; the
-        backward computes its activations again if `recompute` says so. An `epilogue` is called once per step. See
-        `Layer` for `stream` and `rereads`.
+        backward computes its activations again if `recompute` says so. See `Layer` for `stream`, `once` and `rereads`.
         """
         if hasattr(type(self), name) or name in self.__dict__:
             raise GalvatronError(
                 f"stage {self.index}: {name!r} cannot name a layer, a stage has an attribute of that name"
             )
         source = self.random if random else None
-        layer = Layer(self, name, function, axes, state, source, stream, recompute, epilogue, rereads)
+        layer = Layer(self, name, function, axes, state, source, stream, recompute, once, rereads)
         self.layers[name] = layer
         object.__setattr__(self, name, layer)
 
     def update(self, name: str, layer: str, result: int, *, summed: bool = False, adds: bool = False) -> None:
         """Give the state `name`, at the end of a step, the value of a result of a layer; see `Update`."""
-        self.updates.append(Update(name, result, summed, adds))
-        self.layers[layer].updates.append(self.updates[-1])
+        self.updates.append(Update(name, result, summed, adds=adds))
+        self.layers[layer].amounts.append(self.updates[-1])
+
+    def amount(
+        self, name: str, layer: str | None = None, result: int = 0, *, received: int | None = None, summed: bool = False
+    ) -> None:
+        """Give `closing`, as keyword `name`, a result of a layer, or what the stage has `received` in a place; see
+        `Amount`."""
+        self.amounts.append(Amount(name, result if received is None else received, summed))
+        (self.arriving if layer is None else self.layers[layer].amounts).append(self.amounts[-1])
+
+    def reached(self, layer: str, result: int, parameters: Sequence[Sequence[str]]) -> None:
+        """Of each element of a result of a layer, the parameters that have no gradient in a step where it is false."""
+        self.reaches.append((Amount("", result, False), tuple(map(tuple, parameters))))
+        self.layers[layer].amounts.append(self.reaches[-1][0])
 
     def gives(
         self,

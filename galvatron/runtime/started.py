@@ -8,6 +8,9 @@ Autograd runs backwards in the reverse order of their forwards. So the backward 
 gradient, what ran between the two runs backward beside it, and the backward of the start waits for it. All ranks of a
 group run one program and so start their collectives in one order, in both directions. What is sent, and what it comes
 to, is held here until the wait is over.
+
+A replay of a layer ends with the last tensor that is missing, which may stand between a start and its wait. What is
+under way then is waited for all the same (`ending`): a message is not left behind while its tensors are given back.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from galvatron.recompute import Complete
 from galvatron.runtime.comm import Handle, now
 
 
@@ -43,6 +47,24 @@ def ended(made: Tensor | UnderWay) -> Tensor:
     return made.wait() if isinstance(made, UnderWay) else made
 
 
+_BEGUN: set[Started] = set()
+"""What forwards and replays have started and not waited for."""
+
+
+def ending(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, which leaves nothing under way where a replay of it ends early."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Complete:
+            for started in tuple(_BEGUN):
+                started.taken()
+            raise
+
+    return call
+
+
 class Started:
     """What a collective that was started gives instead of a tensor.
 
@@ -61,6 +83,7 @@ class Started:
     def of(x: Tensor, forward: Map, adjoint: Map) -> Started:
         """Starts a linear map of a tensor."""
         started = Started(adjoint)
+        _BEGUN.add(started)
         if x.requires_grad and torch.is_grad_enabled():
             started._token = _Start.apply(x, forward, started)  # type: ignore[assignment]  # untyped in torch
         else:
@@ -77,6 +100,7 @@ class Started:
     def taken(self) -> Tensor:
         """What is under way, waited for; it is held no longer."""
         under_way, self._under_way = self._under_way, None
+        _BEGUN.discard(self)
         assert under_way is not None
         return ended(under_way)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,33 @@ from galvatron.runtime.stage import Stage
 def forget(stages: Iterable[Stage]) -> None:
     """A step begins: what an earlier one made and did not write is not written any more."""
     for stage in stages:
-        for update in stage.updates:
-            update.value = None
+        for amount in (*stage.amounts, *stage.updates, *(amount for amount, _ in stage.reaches)):
+            amount.value = None
+
+
+def close(stages: Iterable[Stage], statistics: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """All micro-batches are through: makes the new values that follow from what these add up to.
+
+    Args:
+        statistics: by stage, what `Stage.step` gave.
+
+    Returns:
+        The parameters that nothing in the step has reached, where a stage can tell, alike on all its ranks.
+    """
+    unreached: list[str] = []
+    for stage in stages:
+        found = {amount.name: amount.value for amount in stage.amounts}
+        if found:
+            with torch.no_grad():
+                stage.closing(**found, **statistics[stage.index])
+        for amount in stage.amounts:
+            amount.value = None
+        for amount, parameters in stage.reaches:
+            assert amount.value is not None, "no layer has told which parameters are reached"
+            for names, is_reached in zip(parameters, amount.value.tolist(), strict=True):
+                unreached += () if is_reached else names
+            amount.value = None
+    return unreached
 
 
 @dataclass(frozen=True)

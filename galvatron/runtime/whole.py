@@ -7,7 +7,7 @@ does anything for it, and no memory. Stages that share a parameter each update t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -101,11 +101,14 @@ class WholeUpdate:
         return {name: self.parameters.get(name, own) for name, own in trained.items()}
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Around the update: before it owners get values and gradients, after it they give the new values to the ranks
-        that keep parts of them. Collective over the ranks of a stage."""
+    def gathered(self, unreached: Iterable[str] = ()) -> Iterator[None]:
+        """Around the update: before it owners get values and gradients, but of what the step has not reached no
+        gradients; after it they give the new values to the ranks that keep parts of them. Collective over the ranks of
+        a stage."""
         with torch.no_grad():
             self._owners.bring(self.parameters, self._parts, self._taken)
+        for name in self.parameters.keys() & set(unreached):
+            self.parameters[name].grad = None
         yield
         with torch.no_grad():
             self._give(self.parameters, self.parameters)

@@ -14,6 +14,7 @@ from galvatron.ir.program import (
     LayerClass,
     LayerKind,
     Program,
+    Reached,
     StateLayout,
     Update,
 )
@@ -142,6 +143,37 @@ def with_update(program: Program, update: Update, *, again: bool = False) -> Pro
     """A program with another update, or with one more."""
     program = updating(program)
     return replace(program, updates=(*(program.updates if again else ()), update))
+
+
+def closing(*read: str, state: str = "counted", target: str = "aten.sum.default") -> Program:
+    """What is counted is written when a step ends, of values of the step and state, each brought to one number."""
+    program = updating(clustered())
+    types = {name: value.type for name, value in program.values().items()}
+    inputs = tuple(Value(name, types[name]) for name in read)
+    held = tuple(Value(name, program.state_of[name].type) for name in dict.fromkeys(("counted", state)))
+    ops: list[Op] = []
+    for given in (*inputs, *held[1:]):
+        one = op(target, (Ref(given.name),), Value(f"{given.name}.one", TensorType(given.type.dtype, ())))
+        before = Ref(ops[-1].result.name if ops else "counted")
+        ops += [one, op("aten.add.Tensor", (before, Ref(one.result.name)), Value(f"{given.name}.more", F32))]
+    cls = LayerClass("close", Graph(inputs, held, tuple(ops), (ops[-1].result.name,)))
+    layer = Layer("end", "close", read, tuple(v.name for v in held), ("closed",), LayerKind.CLOSING)
+    updates = (Update("counted", "closed"),)
+    return replace(program, classes=(*program.classes, cls), layers=(*program.layers, layer), updates=updates)
+
+
+def telling(*states: str) -> Program:
+    """What three numbers of state and one that the head makes come to says which parameters have a gradient."""
+    program = updating(clustered())
+    more, unused = value("more", "f32"), value("unused", "bf16", 3)
+    ops = (
+        op("aten.add.Tensor", (Ref("unused"), Ref("more")), value("sum", "bf16", 3)),
+        op("aten.ne.Scalar", (Ref("sum"), 0), value("told", "bool", 3)),
+    )
+    cls = LayerClass("tell", Graph((more,), (unused,), ops, ("told",)))
+    layer = Layer("end", "tell", ("more",), ("unused",), ("told",), LayerKind.CLOSING)
+    classes, layers = (*program.classes, cls), (*program.layers, layer)
+    return replace(program, classes=classes, layers=layers, reached=(Reached("told", states),))
 
 
 def kept_nowhere() -> Program:

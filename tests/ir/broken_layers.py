@@ -9,6 +9,7 @@ from galvatron.ir.program import (
     Check,
     LayerKind,
     Program,
+    Reached,
     Result,
     Update,
 )
@@ -16,8 +17,10 @@ from galvatron.ir.types import BATCH, LOCAL_BATCH, TensorType
 from tests.ir.breaking import (
     F32,
     SUFFIX,
+    closing,
     converted,
     mask_before_count,
+    telling,
     two_masks,
     with_class,
     with_graph,
@@ -28,6 +31,7 @@ from tests.ir.breaking import (
     with_value,
 )
 from tests.ir.programs import (
+    block_state,
     captured,
     clustered,
     op,
@@ -197,6 +201,20 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
             "reads %mask of the preamble, which it must compute itself", "epilogue block_3",
         ),
     ],
+    "closings-only-write": [
+        (closing("more", "labels"), "reads %labels, which no planned layer makes", "%closed = @close("),
+        (closing("n"), "reads nothing that micro-batches make", "%closed = @close("),
+        (closing("h2"), "reads %h2, which has samples", "%closed = @close("),
+        (closing("more", state="embed.weight"), "reads the trainable state embed.weight", "%closed = @close("),
+        (
+            closing("more", target="aten.bernoulli.default"),
+            "draws random numbers, in aten.bernoulli", "%closed = @close(",
+        ),
+        (
+            replace(closing("more"), outputs=(Result("kept", "closed"),)),
+            "makes %closed, which is not a new value of state alone", "%closed = @close(",
+        ),
+    ],
     "updates-fit": [
         (with_update(clustered(), Update("conted", "more")), "unknown state 'conted'; did you", "update conted"),
         (with_update(clustered(), Update("counted", "more"), again=True), "updated several times", "update counted"),
@@ -207,6 +225,15 @@ BROKEN: dict[str, list[tuple[Program, str, str]]] = {
     "outputs-fit": [
         (replace(clustered(), outputs=(Result("kept", "n"),)), "no layer computes %n, the", "result kept"),
         (replace(clustered(), outputs=(Result("kept", "loss"),) * 2), "'kept' stands for several", "result kept"),
+    ],
+    "gradients-told": [
+        (
+            replace(closing("more"), reached=(Reached("more", block_state(0)),)),
+            "no layer that runs when a step ends makes %more, which", "gradient %more",
+        ),
+        (telling("embed.weight"), "%told is bool[3]: no vector of truth values for 1 parameters", "gradient %told"),
+        (telling(*block_state(0)[:2], "unused"), "unused is not trained, so that it has no", "gradient %told"),
+        (telling(*("embed.weight",) * 3), "of embed.weight it is said several times when it has", "gradient %told"),
     ],
     "checks-fit": [
         (replace(clustered(), checks=(Check("kept", "n"),)), "no layer computes %n, which the check", "never %n"),

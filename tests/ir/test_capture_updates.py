@@ -69,6 +69,13 @@ def not_trained(net: Net, h: torch.Tensor) -> torch.Tensor:
     return h + net.slow
 
 
+def of_another_type(net: Net, h: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        net.steps.copy_(h.abs().sum() * 100)
+        net.seen.copy_((h > 0).sum(0))
+    return h
+
+
 def of_no_lasting_state(net: Net, h: torch.Tensor) -> torch.Tensor:
     scaled = h * net.fresh
     net.fresh = net.fresh + 1
@@ -83,6 +90,7 @@ def of_no_lasting_state(net: Net, h: torch.Tensor) -> torch.Tensor:
         (assigned, ["seen", "steps"]),
         (not_trained, ["slow"]),
         (of_no_lasting_state, ["fresh"]),
+        (of_another_type, ["seen", "steps"]),
     ],
 )
 def test_updates_are_what_forward_writes(how: Any, names: list[str]) -> None:

@@ -3,6 +3,8 @@ line."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,20 @@ from galvatron.errors import CaptureError
 from galvatron.ir.capture import capture_graph
 from galvatron.ir.interpreter import run_graph
 from galvatron.ir.program import Program
-from tests.ir.turning import EQUAL, EXPERTS, REFUSED, WIDTH, Loop, Mixture, by_modules, with_one_too_many
+from galvatron.passes import FRONT_END
+from galvatron.passes.instrument import VerifyEach
+from galvatron.passes.pipeline import Pipeline
+from tests.ir.turning import (
+    EQUAL,
+    EXPERTS,
+    REFUSED,
+    WIDTH,
+    Loop,
+    Mixture,
+    by_modules,
+    where_all_is_kept,
+    with_one_too_many,
+)
 
 
 def batch_of(size: int) -> dict[str, Tensor]:
@@ -42,13 +57,46 @@ def test_all_turns_give_what_some_give(loop: Loop) -> None:
         assert_equals(net, program, size)
 
 
-def test_parameters_of_single_turns_are_named() -> None:
-    """Those of each expert of a list; a table of all experts has a gradient in every step."""
+def zeros_told(loop: Loop) -> tuple[Program, list[str]]:
+    """The program up to its layers, and the warnings that gradients may be zero."""
     with pytest.warns(UserWarning) as caught:
-        capture_graph(Mixture(by_modules), batch_of(4))
-        capture_graph(Mixture(with_one_too_many), batch_of(4))
-    told = [str(warning.message) for warning in caught if "leaves the gradient None" in str(warning.message)]
-    assert len(told) == 1 and f"'experts.0.weight' and {2 * EXPERTS - 1} more" in told[0]
+        program = Pipeline.of(FRONT_END).run(capture_graph(Mixture(loop), batch_of(4)).program, [VerifyEach()])
+    return program, [str(one.message) for one in caught if "leaves the gradient None" in str(one.message)]
+
+
+def test_parameters_of_single_turns_have_a_gradient_where_these_are_taken() -> None:
+    """Those of each expert of a list; a table of all experts has a gradient in every step."""
+    with pytest.warns(UserWarning, match="is taken"):
+        program = capture_graph(Mixture(by_modules), batch_of(4)).program
+    (reached,) = program.reached
+    assert reached.states == tuple(f"experts.{i}.{what}" for i in range(EXPERTS) for what in ("weight", "bias"))
+    net = Mixture(by_modules)
+    for size in (1, 2):
+        batch = batch_of(size)
+        graph = program.required_graph
+        taken = run_graph(graph, {**dict(net.named_parameters()), **batch}, batch=size)[reached.value].tolist()
+        net.zero_grad()
+        net(**batch).backward()
+        assert taken == [expert.weight.grad is not None for expert in net.experts] and not all(taken)
+    assert zeros_told(by_modules)[1] == [] and zeros_told(with_one_too_many)[0].reached == ()
+
+
+def by_some_modules(net: Mixture, x: Tensor, masks: Tensor, hit: Tensor, weights: Tensor) -> Tensor:
+    """The last expert has no module."""
+    found = torch.zeros_like(x)
+    for expert in hit.squeeze(-1):
+        choice, token = torch.where(masks[expert])
+        made = x[token] if expert == EXPERTS - 1 else net.experts[expert](x[token])
+        found.index_add_(0, token, made * weights[token, choice, None])
+    return found
+
+
+@pytest.mark.one_in(2)
+@pytest.mark.parametrize(("loop", "count"), [(by_some_modules, EXPERTS - 1), (where_all_is_kept, EXPERTS)])
+def test_parameters_of_which_no_step_knows_are_named(loop: Loop, count: int) -> None:
+    """Turns that have fewer than others, and whether turns are taken where the loss itself depends on that."""
+    program, told = zeros_told(loop)
+    assert program.reached == () and len(told) == 1 and f"'experts.0.weight' and {2 * count - 1} more" in told[0]
 
 
 def test_a_turn_that_no_step_may_take_is_checked() -> None:
@@ -61,8 +109,10 @@ def test_a_turn_that_no_step_may_take_is_checked() -> None:
 
 
 def test_no_sum_over_the_batch_is_left_that_says_nothing() -> None:
+    """The loss asks for none; which parameters have a gradient does."""
     with pytest.warns(UserWarning, match="is taken"):
-        graph = capture_graph(Mixture(EQUAL[0]), batch_of(4)).program.required_graph
+        program = capture_graph(Mixture(EQUAL[0]), batch_of(4)).program
+    graph = replace(program.required_graph, outputs=(program.output,)).without_dead_ops()
     assert not any(op.name in ("gt", "greater") for op in graph.ops)
 
 

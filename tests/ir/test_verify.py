@@ -19,9 +19,20 @@ from galvatron.ir.program import (
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import RULES, verify
 from tests.ir import broken_graphs, broken_layers, broken_plans
-from tests.ir.breaking import SITE, collecting, converted, two_masks, with_draw, with_function, with_layer
+from tests.ir.breaking import (
+    SITE,
+    closing,
+    collecting,
+    converted,
+    telling,
+    two_masks,
+    with_draw,
+    with_function,
+    with_layer,
+)
 from tests.ir.programs import (
     FORMS,
+    block_state,
     clustered,
     rounded,
     sharded,
@@ -118,6 +129,18 @@ def test_two_classes_of_one_copy_are_valid() -> None:
 
 def test_an_epilogue_of_micro_batches_is_valid() -> None:
     verify(collecting())
+
+
+def test_new_values_when_a_step_ends_are_valid() -> None:
+    program = closing("more", "n")
+    verify(program)
+    assert parse_program(print_program(program)) == program
+
+
+def test_what_says_when_parameters_have_a_gradient_is_valid() -> None:
+    program = telling(*block_state(0), *block_state(1))
+    verify(program)
+    assert parse_program(print_program(program)) == program
 
 
 def test_a_message_tells_a_few_of_many_violations() -> None:

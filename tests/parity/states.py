@@ -146,6 +146,50 @@ class Balanced(nn.Module):
         return F.cross_entropy(self.outer(chosen * scores).mean(1), y)
 
 
+class Compared(nn.Module):
+    """Blocks of which each counts, and a bias that follows from the counts of all: a sum of more than one layer."""
+
+    bias: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(Block() for _ in range(2)), nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("bias", torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, loads = x + self.bias, []
+        for block in self.blocks:
+            x = block(x)
+            loads.append((x > 0).sum((0, 1)))
+        with torch.no_grad():
+            first, second = loads
+            self.bias += 0.1 * torch.sign(first - second) / torch.ones_like(y).sum()
+        return F.cross_entropy(self.head(x.mean(1)), y)
+
+
+class Shares(nn.Module):
+    """A bias that follows from means over all samples, in shares of how many of them a batch says to count."""
+
+    bias: Tensor
+    share: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.register_buffer("bias", torch.zeros(2 * WIDTH))
+        self.register_buffer("share", torch.zeros(2 * WIDTH))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        hidden = self.inner(x) + self.bias - self.share
+        with torch.no_grad():
+            mean = (hidden > 0).to(x.dtype).mean((0, 1))
+            self.bias.add_(torch.tanh(mean.mean() - mean), alpha=0.1)
+            counted = (y < WIDTH // 2).sum()
+            seen = (hidden > 0).sum((0, 1)).to(x.dtype)
+            self.share.copy_((seen / (counted + 1)).sqrt() * 0.1)
+        return F.cross_entropy(self.outer(hidden.relu()).mean(1), y)
+
+
 class Shown(Block):
     """Keeps a row of a weight, as it was, for whoever looks at the model after the step."""
 
@@ -228,6 +272,8 @@ STATES: dict[str, Callable[[], nn.Module]] = {
     "spectral": lambda: Blocks(Spectral),
     "balanced": Balanced,
     "warmed": Warmed,
+    "compared": Compared,
+    "shares": Shares,
     "codebook": lambda: Blocks(Codebook),
     "shown": lambda: Blocks(Shown),
     "batch-norm": lambda: Blocks(Normed),

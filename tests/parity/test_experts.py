@@ -49,7 +49,7 @@ def test_loops_written_by_hand(name: str, plan: str) -> None:
 def test_turns_are_one_only_where_rows_are_by_themselves(name: str) -> None:
     program, _ = costed(f"turns: {name}")
     ops = [op.name for layer in program.all_layers for op in program.class_of[layer.cls].graph.ops]
-    assert ("grouped_linear" in ops) == (name in ("plain", "added rows"))
+    assert ("grouped_linear" in ops) == (name in ("plain", "added rows", "listed"))
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ from galvatron.ir.graph import Value
 from galvatron.ir.layout import dual
 from galvatron.ir.types import TensorType
 from galvatron.partition.conversion import redistribute
+from galvatron.recompute import recomputed
 from galvatron.runtime import comm
+from galvatron.runtime.started import ending
 from tests.ranks import run_ranks
 
 DIM, OUTER = 1, 2
@@ -236,6 +238,34 @@ def what_runs_when(world: rt.World) -> list[str]:
 def test_what_is_started_is_under_way_while_other_things_run_in_both_directions() -> None:
     once = ["starts", "computes", "waits"]
     assert run_ranks(what_runs_when, 2) == [once + once] * 2
+
+
+def what_a_replay_waits_for(world: rt.World) -> list[str]:
+    """What is done to a collective when nothing is missing any more before it is waited for."""
+    axis = rt.build_mesh(world, [[(world.size, 1)]]).axis(world.size, stride=1)
+    notes: list[str] = []
+    wait = comm.Handle.wait
+
+    def noted_wait(handle: comm.Handle) -> None:
+        notes.append("waits")
+        wait(handle)
+
+    def layer(x: Tensor, y: Tensor) -> Tensor:
+        notes.append("runs")
+        started = rt.all_reduce(x, axis, grad="all_reduce", started=True)
+        beside = y.tanh()
+        return rt.wait(started, axis) + beside
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comm.Handle, "wait", noted_wait)
+        x, y = torch.ones(2, 4, dtype=torch.float64, requires_grad=True).unbind()
+        recomputed(ending(layer))(x, y).sum().backward()
+    return notes
+
+
+def test_a_replay_that_ends_early_leaves_nothing_under_way() -> None:
+    """It waits for what it has started, and the backward for the sum of the gradient."""
+    assert [sorted(notes) for notes in run_ranks(what_a_replay_waits_for, 2)] == [["runs"] * 2 + ["waits"] * 3] * 2
 
 
 def conjugates(world: rt.World) -> None:

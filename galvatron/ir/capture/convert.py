@@ -26,7 +26,12 @@ from galvatron.ir.capture.samples import Samples
 from galvatron.ir.capture.selections import of_selection, selected_sizes, with_all_rows
 from galvatron.ir.capture.sources import advice, source_of, turn_of, where
 from galvatron.ir.capture.state import state_of, tensor_type_of
-from galvatron.ir.capture.turns import check_turns, warn_of_parameters, without_certain_turns
+from galvatron.ir.capture.turns import (
+    check_turns,
+    turns_of_parameters,
+    with_turns_taken,
+    without_certain_turns,
+)
 from galvatron.ir.functions import with_dims
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.interpreter import DTYPE_OF
@@ -36,6 +41,7 @@ from galvatron.ir.ops.schemas import is_operator
 from galvatron.ir.ops.table import differentiated, of_target, takes_size
 from galvatron.ir.ops.targets import of_aten, parsed
 from galvatron.ir.program import MASTER, PRECISIONS, Form, Number, Program, Result, State, Update
+from galvatron.ir.results import Reached, warn_of_zeros
 from galvatron.ir.types import BATCH, Dim, Length, TensorType, lengths_in, numbers_in, simplify_dim
 
 _DROPPED_KWARGS = frozenset({"device", "layout", "pin_memory"})
@@ -71,20 +77,26 @@ def converted(
     loss, *given = _given(exported, bound, outputs)
     results = (loss, *written.values(), *given)
 
-    def convert(asked: Iterable[Asked]) -> tuple[_Converter, Graph]:
+    trainable = {s.name for s in state if s.trainable}
+
+    def convert(asked: Iterable[Asked]) -> tuple[_Converter, Graph, list[Reached], list[str]]:
         converter = _Converter(bound, fills, samples.symbols, samples.example, selected_sizes(exported.graph))
         graph = converter.graph((*results, *(node for _, node in asked)), inputs, tuple(used_state))
         check_turns(graph, converter.turns)
-        return converter, with_all_rows(without_certain_turns(graph))
+        of_turns = turns_of_parameters(graph, converter.turns, trainable)
+        graph, taken = with_turns_taken(graph, converter.turns, of_turns)
+        return converter, with_all_rows(without_certain_turns(graph)), taken, list(of_turns)
 
     asked = that_convert(given_outside(noted, _returned(exported)[-len(noted) :]), convert) if noted else []
-    converter, graph = convert(asked)
+    converter, graph, taken, of_turns = convert(asked)
     output, *values = map(converter.name_of, results)
+    graph, new = _of_own_types(graph, dict(zip(written, values, strict=False)), {s.name: s for s in state})
     reached = _with_gradient(graph)
     state = tuple(replace(s, trainable=s.trainable and _may_train(s.name, graph, reached)) for s in state)
     trained = {s.name for s in state if s.trainable}
     check_backwards(graph, trained, reached, batch.size)
-    warn_of_parameters(graph, converter.turns, trained)
+    taken = tuple(one for one in taken if trained.issuperset(one.states))
+    warn_of_zeros([name for name in of_turns if name in trained and not any(name in one.states for one in taken)])
     program = Program(
         name=type(model).__name__,
         form=Form.CAPTURED,
@@ -92,14 +104,27 @@ def converted(
         inputs=inputs,
         state=(*(_master(s) if precision else s for s in state), *lifted),
         output=output,
-        updates=tuple(Update(name, value) for name, value in zip(written, values, strict=False)),
+        updates=tuple(Update(name, value) for name, value in new.items()),
         outputs=tuple(Result(name, value) for name, value in zip(outputs, values[len(written) :], strict=True)),
+        reached=taken,
         graph=graph,
         precision=precision,
         batch_sizes=samples.sizes,
         numbers=numbers,
     )
     return with_checks(program, [(note, converter.name_of(node)) for note, node in asked]), constants
+
+
+def _of_own_types(graph: Graph, written: Mapping[str, str], state: Mapping[str, State]) -> tuple[Graph, dict[str, str]]:
+    """A graph in which what is written into each piece of state has its element type, as it has in the state."""
+    names, ops, found = Names(graph.values), list(graph.ops), dict[str, str]()
+    for name, value in written.items():
+        type_, dtype = graph.types[value], state[name].type.dtype
+        made = Value(names.fresh("written"), replace(type_, dtype=dtype))
+        if type_.dtype != dtype:
+            ops.append(Op("aten._to_copy.default", (Ref(value),), (("dtype", Const("dtype", dtype)),), (made,)))
+        found[name] = value if type_.dtype == dtype else made.name
+    return replace(graph, ops=tuple(ops)), found
 
 
 def _may_train(name: str, graph: Graph, reached: frozenset[str]) -> bool:

@@ -26,7 +26,10 @@ from galvatron.ir.capture.diagnose import on_values
 from galvatron.ir.capture.loops import loop_begun
 from galvatron.ir.capture.running import here, line_running, turns_running
 from galvatron.ir.capture.tracing import version_of
-from galvatron.ir.graph import Arg, Graph, Op, Ref
+from galvatron.ir.graph import Arg, Graph, Op, Ref, Value
+from galvatron.ir.names import Names
+from galvatron.ir.results import Reached
+from galvatron.ir.types import TensorType
 
 _INDICES = frozenset(("nonzero", "argwhere", "where"))
 _SELECTIONS = frozenset(("aten.where.default", "aten.nonzero.default", "aten.nonzero_numpy.default"))
@@ -195,26 +198,50 @@ def check_turns(graph: Graph, turns: Mapping[str, str]) -> None:
             _check(name, turns.get(op.results[0].name, ""), graph, turns)
 
 
-def warn_of_parameters(graph: Graph, turns: Mapping[str, str], trained: Collection[str]) -> None:
-    """Says so where a parameter is read in some turns of a loop alone: in a step that takes none of these it has a
-    gradient of zeros, and in PyTorch none at all, which optimizers tell apart."""
+def turns_of_parameters(graph: Graph, turns: Mapping[str, str], trained: Collection[str]) -> dict[str, frozenset[str]]:
+    """The turns that read each parameter, of those that some turns of a loop read and nothing else does: in a step that
+    takes none of these it has no gradient in PyTorch, where here it is zero, which optimizers tell apart."""
     readers: dict[str, set[str]] = {}
     for op in graph.ops:
         for name in op.operands:
             if name in trained:
                 readers.setdefault(name, set()).add(turns.get(op.results[0].name, ""))
     every = set(turns.values())
-    own = [
-        name for name, read in readers.items() if "" not in read and not _loops(every - read).isdisjoint(_loops(read))
-    ]
-    if own:
-        more = f" and {len(own) - 1} more" if len(own) > 1 else ""
-        warnings.warn(
-            f"only some turns of a loop read {own[0]!r}{more}: in a step in which no row takes these turns, the model "
-            "leaves the gradient None and an optimizer skips the parameter, while here the gradient is zero, so that "
-            "weight decay and momentum still move it; keep the parameters of all turns in one tensor if that matters",
-            stacklevel=2,
-        )
+    return {
+        name: frozenset(read)
+        for name, read in readers.items()
+        if "" not in read and not _loops(every - read).isdisjoint(_loops(read))
+    }
+
+
+def with_turns_taken(
+    graph: Graph, turns: Mapping[str, str], parameters: Mapping[str, frozenset[str]]
+) -> tuple[Graph, list[Reached]]:
+    """A graph that gives besides, last of all, which turns a step takes of loops whose turns have parameters of their
+    own, each as many as any other.
+
+    Args:
+        parameters: the turns that read each.
+    """
+    vectors: dict[str, tuple[str, int]] = {}
+    for op in graph.ops:
+        if op.target == "aten.__and__.Tensor" and (turn := turns.get(op.result.name)):
+            taken = _part(op.operands[-1], graph)
+            if taken is not None and taken[1] == int(turn.partition(".")[2]):
+                vectors[turn] = (taken[0], int(turn.partition(".")[2]))
+    own: dict[str, dict[int, list[str]]] = {}
+    for name, read in parameters.items():
+        if len(read) == 1 and (found := vectors.get(next(iter(read)))):
+            own.setdefault(found[0], {}).setdefault(found[1], []).append(name)
+    names, ops, reached = Names(graph.values), list(graph.ops), list[Reached]()
+    for vector, by_place in own.items():
+        (count,) = graph.types[vector].shape
+        if len({len(by_place.get(place, ())) for place in range(int(count))}) == 1:
+            made = Value(names.fresh("taken"), TensorType("bool", (count,)))
+            ops.append(Op("aten.ne.Scalar", (Ref(vector), 0), (), (made,)))
+            reached.append(Reached(made.name, tuple(name for place in sorted(by_place) for name in by_place[place])))
+    outputs = (*graph.outputs, *(one.value for one in reached))
+    return replace(graph, ops=tuple(ops), outputs=outputs), reached
 
 
 def _loops(turns: Collection[str]) -> set[str]:

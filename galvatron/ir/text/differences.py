@@ -15,7 +15,7 @@ from galvatron.ir.alignment import aligned
 from galvatron.ir.graph import Function, Graph
 from galvatron.ir.inlined import inlined
 from galvatron.ir.program import Form, LayerClass, Program
-from galvatron.ir.results import Check, Result, Update
+from galvatron.ir.results import Check, Reached, Result, Update
 from galvatron.ir.text.graph_differences import Side, graph_differences, line_differences
 from galvatron.ir.text.graph_lines import function_head
 from galvatron.ir.text.names import quote, unmark
@@ -41,7 +41,7 @@ def program_differences(first: Program, second: Program) -> list[str]:
     return lines or _unsaid(first, second)
 
 
-_Result = TypeVar("_Result", Update, Result, Check)
+_Result = TypeVar("_Result", Update, Result, Check, Reached)
 _EMPTY = Side(Graph((), (), (), ()))
 _Pair = tuple[str, bool, tuple[Side, Side]]
 """Graphs that belong together, with a title, and whether their inputs may be called anything."""
@@ -118,6 +118,7 @@ def _with_results_called(program: Program, names: Mapping[str, str]) -> Program:
         updates=called(program.updates),
         outputs=called(program.outputs),
         checks=called(program.checks),
+        reached=called(program.reached),
     )
 
 

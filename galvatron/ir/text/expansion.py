@@ -7,11 +7,11 @@ from itertools import chain
 
 from galvatron.errors import GalvatronError
 from galvatron.ir import limits
-from galvatron.ir.program import Layer, Result, State, StateLayout, Update
+from galvatron.ir.program import Layer, Reached, Result, State, StateLayout, Update
 from galvatron.ir.text.names import counted
 from galvatron.ir.text.scanner import Scanner, Template
 
-Item = Layer | State | StateLayout | Update | Result
+Item = Layer | State | StateLayout | Update | Result | Reached
 
 
 def read_loop(s: Scanner, read: Callable[[Scanner], Item]) -> tuple[Item, ...]:
@@ -46,6 +46,8 @@ def _names(item: Item) -> tuple[str, ...]:
             return (item.state, item.value)
         case Result():
             return (item.name, item.value)
+        case Reached():
+            return (item.value, *item.states)
 
 
 def _filler(s: Scanner, item: Item, first: int) -> Callable[[int], Item]:
@@ -82,3 +84,6 @@ def _filler(s: Scanner, item: Item, first: int) -> Callable[[int], Item]:
         case Result():
             own, value = name(item.name), name(item.value)
             return lambda i: Result(own(i), value(i))
+        case Reached():
+            value, states = name(item.value), names(item.states)
+            return lambda i: Reached(value(i), states(i))

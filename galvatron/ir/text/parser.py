@@ -22,6 +22,7 @@ from galvatron.ir.program import (
     LayerKind,
     Number,
     Program,
+    Reached,
     Result,
     Stage,
     State,
@@ -123,6 +124,7 @@ class _Parts:
     updates: list[Update] = field(default_factory=list)
     outputs: list[Result] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    reached: list[Reached] = field(default_factory=list)
     unlike_evaluated: str = ""
     inductor: bool | None = None
     rules: list[UpdateRule] = field(default_factory=list)
@@ -157,6 +159,7 @@ def _program(
         updates=tuple(parts.updates),
         outputs=tuple(parts.outputs),
         checks=tuple(parts.checks),
+        reached=tuple(parts.reached),
         unlike_evaluated=parts.unlike_evaluated,
         inductor=bool(parts.inductor),
         rules=tuple(parts.rules),
@@ -239,6 +242,13 @@ def _update(s: Scanner) -> Update:
     if not adds:
         s.expect("=")
     return Update(state, s.value(), adds)
+
+
+def _reached(s: Scanner) -> Reached:
+    s.expect("gradient")
+    value = s.value()
+    s.expect("state")
+    return Reached(value, _bound_state(s))
 
 
 def _result(s: Scanner) -> Result:
@@ -387,11 +397,14 @@ def _item(s: Scanner, parts: _Parts) -> None:
     parts.state.extend(item for item in items if isinstance(item, State))
     parts.updates.extend(item for item in items if isinstance(item, Update))
     parts.outputs.extend(item for item in items if isinstance(item, Result))
+    parts.reached.extend(item for item in items if isinstance(item, Reached))
 
 
-def _one_item(s: Scanner) -> Layer | State | Update | Result:
+def _one_item(s: Scanner) -> Layer | State | Update | Result | Reached:
     if s.keyword() == "update":
         return _update(s)
+    if s.keyword() == "gradient":
+        return _reached(s)
     if s.keyword() == "result":
         return _result(s)
     return _state(s) if s.keyword() in _KINDS else _layer(s)
@@ -447,7 +460,7 @@ SECTIONS: Mapping[str, Callable[[Scanner, _Parts], Any]] = {
     "class": _class,
     "graph": _graph,
     "sources": _sources,
-    **dict.fromkeys((*_LAYERS, *_KINDS, "update", "result", "for"), _item),
+    **dict.fromkeys((*_LAYERS, *_KINDS, "update", "result", "gradient", "for"), _item),
 }
 """How a section is read, by its first word."""
 

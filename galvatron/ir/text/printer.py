@@ -22,6 +22,7 @@ from galvatron.ir.program import (
     Layer,
     LayerClass,
     Program,
+    Reached,
     Result,
     Stage,
     State,
@@ -138,6 +139,7 @@ def _signature(program: Program, w: Writer) -> list[Line]:
         *_updates(program.updates, w),
         *_outputs(program.outputs, w),
         *map(_check, program.checks),
+        *_reached(program.reached, w),
     ]
     if program.unlike_evaluated:
         lines.append(Line(f"evaluation unlike {quote(program.unlike_evaluated)}", ("output",)))
@@ -284,6 +286,11 @@ def _updates(updates: Sequence[Update], w: Writer) -> list[Line]:
 def _outputs(outputs: Sequence[Result], w: Writer) -> list[Line]:
     items = [f"result {bare_or_quoted(o.name)}\t= {value_name(o.value)}" for o in outputs]
     return rolled_lines(items, [("result", o.name) for o in outputs], w)
+
+
+def _reached(reached: Sequence[Reached], w: Writer) -> list[Line]:
+    items = [f"gradient {value_name(one.value)}{_bound_state(one.states)}" for one in reached]
+    return rolled_lines(items, [("gradient", one.value) for one in reached], w)
 
 
 def _check(check: Check) -> Line:

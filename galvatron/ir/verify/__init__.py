@@ -16,7 +16,7 @@ from galvatron.ir.program import Form, Program
 from galvatron.ir.text.lines import Line
 from galvatron.ir.text.printer import lenient_program_lines
 from galvatron.ir.types import BATCH, NUMBER_KINDS
-from galvatron.ir.verify import graphs, programs, sharding, started
+from galvatron.ir.verify import closings, graphs, programs, sharding, started
 from galvatron.ir.verify.graphs import Scope, Violation
 
 _CONTEXT = 2
@@ -69,7 +69,9 @@ RULES: tuple[Rule, ...] = (
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "cheap_layers copies_say_what_they_are"),
     *_rules(Form.SHARDED, Form.STAGED, programs, "conversions_change_layout_only shared_layers_are_one"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "epilogue_ends"),
+    *_rules(Form.CLUSTERED, Form.STAGED, closings, "closings_only_write"),
     *_rules(Form.CAPTURED, Form.STAGED, programs, "output_is_loss updates_fit outputs_fit checks_fit"),
+    *_rules(Form.CAPTURED, Form.STAGED, closings, "gradients_told"),
     *_rules(Form.COSTED, Form.PLANNED, programs, "costs_present"),
     *_rules(Form.CLUSTERED, Form.STAGED, programs, "costs_in_batch"),
     *_rules(Form.CANDIDATES, Form.PLANNED, programs, "candidates_fit"),

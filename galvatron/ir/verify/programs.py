@@ -56,8 +56,7 @@ def program_names(program: Program) -> Iterator[Violation]:
     ]
     for owner, layers in program.layer_groups:
         groups.append(("layer", [(layer.name, ("layer", owner, i)) for i, layer in enumerate(layers)]))
-    single = (LayerKind.PLANNED, LayerKind.EPILOGUE)
-    named = [(layer.name, locus) for layer, locus in layers_with_loci(program) if layer.kind in single]
+    named = [(layer.name, locus) for layer, locus in layers_with_loci(program) if layer.kind.is_single]
     groups.append(("layer", named))
     for kind, names in groups:
         counts = Counter(name for name, _ in names)
@@ -330,7 +329,7 @@ def _made_once(program: Program) -> set[str]:
     made: set[str] = set()
     for layer in program.all_layers:
         graph = program.class_of[layer.cls].graph
-        if layer.kind in (LayerKind.PLANNED, LayerKind.EPILOGUE):
+        if layer.kind.is_single:
             pairs = zip(layer.results, graph.outputs, strict=True)
             made.update(name for name, formal in pairs if formal in graph.producers)
     return made
@@ -367,8 +366,7 @@ def cheap_layers(program: Program) -> Iterator[Violation]:
 
 def copies_say_what_they_are(program: Program) -> Iterator[Violation]:
     """Once there are stages, copies and conversions say which values they are; what is made once has no copies."""
-    once = (LayerKind.PLANNED, LayerKind.EPILOGUE)
-    single = {name for layer in program.all_layers if layer.kind in once for name in layer.results}
+    single = {name for layer in program.all_layers if layer.kind.is_single for name in layer.results}
     single.update(value.name for value in program.inputs)
     for layer, locus in layers_with_loci(program):
         converts = layer.kind is LayerKind.CONVERSION
@@ -376,7 +374,7 @@ def copies_say_what_they_are(program: Program) -> Iterator[Violation]:
             continue
         if program.form < Form.SHARDED:
             yield locus, f"{layer.name} is a copy or a conversion, but a {program.form} program has none"
-        elif layer.kind in once:
+        elif layer.kind.is_single:
             yield locus, f"{layer.name} makes values of its own, it has no origin"
         elif len(layer.origin) != len(layer.results):
             yield locus, f"{layer.name} has {len(layer.results)} results, of {len(layer.origin)} values"

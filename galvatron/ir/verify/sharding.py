@@ -486,7 +486,7 @@ def tied_state_agrees(program: Program) -> Iterator[Violation]:
 
 def step_classes(program: Program) -> set[str]:
     """Names of the classes that run once per step, on the whole batch."""
-    return {layer.cls for layer in program.all_layers if layer.kind is LayerKind.STEP}
+    return {layer.cls for layer in program.all_layers if layer.kind.is_whole}
 
 
 def batch_symbols(form: Form, *, once: bool) -> frozenset[sympy.Expr]:

@@ -3,7 +3,7 @@
 The losses of the micro-batches of a step add up. A term of the loss that every micro-batch computes alike, such as a
 penalty on weights, is divided by their number `m` where it is added to a sum over samples. So is what a piece of state
 was before, in its new value. Checks of the model that would couple samples which nothing else couples, such as one of
-the loss, are left out.
+the loss, are left out, and so is what says of parameters that they have a gradient where no closing layer can tell.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from galvatron.ir.micro_batches import SAME, SUM, Flow, counted
 from galvatron.ir.names import Names
 from galvatron.ir.ops.table import operator_of, summands
 from galvatron.ir.program import Check, Form, Program, Update
-from galvatron.ir.results import leave_out
+from galvatron.ir.results import leave_out, warn_of_zeros
 from galvatron.ir.types import MICRO_BATCHES
 from galvatron.passes.base import Pass
+from galvatron.passes.frontend.cluster_layers.closings import closing_ops
 from galvatron.passes.frontend.cluster_layers.epilogue import flow_over_micro_batches
 from galvatron.passes.frontend.cluster_layers.roles import find_roles
 
@@ -32,7 +33,7 @@ class CountOnce(Pass):
     needs, leaves = Form.CAPTURED, Form.CAPTURED
 
     def run(self, program: Program) -> Program:
-        program = _without_coupling_checks(_with_amounts(program))
+        program = _with_known_gradients(_without_coupling_checks(_with_amounts(program)))
         graph = program.required_graph.without_dead_ops()
         found = flow_over_micro_batches(graph, find_roles(graph, program.state_of))
         return program.with_graph(_counted(graph, found, program.output))
@@ -53,6 +54,20 @@ def _without_coupling_checks(program: Program) -> Program:
         else:
             kept.append(check)
     program = replace(program, checks=tuple(kept))
+    return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
+
+
+def _with_known_gradients(program: Program) -> Program:
+    """A program that says of parameters in which steps they have a gradient where sums over the batch tell; warns of
+    others."""
+    if not program.reached:
+        return program
+    graph = program.required_graph
+    closings = closing_ops(program, graph, find_roles(graph, program.state_of))
+    told = {value.name for ops in closings for i in ops for value in graph.ops[i].results}
+    reached = tuple(one for one in program.reached if one.value in told)
+    warn_of_zeros([name for one in program.reached if one not in reached for name in one.states])
+    program = replace(program, reached=reached)
     return replace(program, graph=replace(graph, outputs=program.results).without_dead_ops())
 
 

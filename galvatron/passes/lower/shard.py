@@ -1,8 +1,9 @@
 """`shard`: every layer becomes a call of the local graph of its (class, strategy) pair, in the stage of the plan.
 
-The epilogue stands at the end of the last stage, under the strategy of the layer before it. The preamble is needed
-wherever something reads it, in the reader's layout: each stage gets its own copy per strategy, just before the first
-reader. Statistics of the batch are computed whole on every rank of a stage that reads them.
+The epilogue stands at the end of the last stage, under the strategy of the layer before it. What makes new values of
+state of sums over the batch stands at the end of the first stage that has them, whole on every rank. The preamble is
+needed wherever something reads it, in the reader's layout: each stage gets its own copy per strategy, just before the
+first reader. Statistics of the batch are computed whole on every rank of a stage that reads them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from galvatron.ir import plan_rules
 from galvatron.ir.plan import Plan
-from galvatron.ir.planned import epilogue, epilogue_strategy
+from galvatron.ir.planned import closings_behind, epilogue, epilogue_strategy
 from galvatron.ir.program import Form, Layer, LayerClass, LayerKind, Program, Stage
-from galvatron.ir.strategy import Strategy
+from galvatron.ir.strategy import WHOLE, Strategy
 from galvatron.partition import Partitioner
 from galvatron.passes.base import Pass
 
@@ -56,11 +57,15 @@ class _Assembly:
         plan, own = self._plan, self._program.planned_layers
         plan_rules.require(plan_rules.covers(plan, [len(own)]))
         placed = iter(own)
+        closings = closings_behind(self._program)
         stages: list[Stage] = []
         for index, strategies in enumerate(plan.stages):
             layers = _StageLayers(index)
-            for strategy in strategies:
-                self._add(next(placed), strategy, layers)
+            here = [(next(placed), strategy) for strategy in strategies]
+            for layer, strategy in here:
+                self._add(layer, strategy, layers)
+            for closing in (closing for layer, _ in here for closing in closings.get(layer.name, ())):
+                self._add(closing, WHOLE, layers)
             if index == len(plan.stages) - 1:
                 for layer in epilogue(self._program):
                     self._add(layer, epilogue_strategy(plan), layers)
@@ -83,7 +88,7 @@ class _Assembly:
             return name
         layer = self._shared[name]
         # Every rank has the whole batch, so each computes the statistics of the whole batch for itself.
-        own = Strategy(()) if layer.kind is LayerKind.STEP else Strategy(strategy.axes)
+        own = WHOLE if layer.kind is LayerKind.STEP else Strategy(strategy.axes)
         if (layer.name, own) not in stage.copies:
             stage.copies[layer.name, own] = copy = self._copy(layer, stage.index, own)
             self._add(copy, own, stage)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from galvatron.errors import PlanError
 from galvatron.ir.gradients import gradients
 from galvatron.ir.layout import gradientless, joined_layout, joint_mesh, on_mesh
-from galvatron.ir.program import Form, Layer, Program, StateLayout, Transfer
+from galvatron.ir.program import Form, Layer, Program, Stage, StateLayout, Transfer
 from galvatron.ir.ties import zero_levels
 from galvatron.ir.zero import in_parts, summed_axes
 from galvatron.passes.base import Pass
@@ -45,7 +45,25 @@ class SplitStages(Pass):
             )
             for index, stage in enumerate(program.stages)
         )
+        _check_gradients(program, stages)
         return replace(program, form=Form.STAGED, stages=stages)
+
+
+def _check_gradients(program: Program, stages: Sequence[Stage]) -> None:
+    """Sees that the stage which finds out whether a parameter has a gradient is the one that keeps it.
+
+    Raises:
+        PlanError: another one keeps it.
+    """
+    keepers = {stage.index: {kept.state for kept in stage.state} for stage in stages}
+    for one in program.reached:
+        own = next(s.index for s in stages if any(one.value in layer.results for layer in s.layers))
+        for name in one.states:
+            if odd := [index for index, kept in keepers.items() if name in kept and index != own]:
+                raise PlanError(
+                    f"stage {odd[0]} keeps {name!r}, but only stage {own} knows whether a row of the step has reached "
+                    "it; give all layers that read it one stage"
+                )
 
 
 def _state_layouts(program: Program, group: Sequence[Layer], levels: dict[str, int]) -> tuple[StateLayout, ...]:

@@ -8,7 +8,8 @@ Repeated structure comes first, module paths only break ties and give names:
    alive.
 3. `cuts` adds odd blocks beside a stack (a first block that differs) and divides large rests.
 4. `placement` puts every other op where it is needed: in the one layer that reads it, in the preamble, in the step
-   layer, in the `epilogue`, which is the end of a loss that couples samples.
+   layer, in the `epilogue`, which is the end of a loss that couples samples, or in one of the `closings`, which make
+   new values of state of sums over the batch.
 5. `assemble` gives layers whose graphs are equal up to names one class; `naming` finds names.
 """
 
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 from galvatron.ir.program import Form, LayerKind, Program
 from galvatron.passes.base import Pass
 from galvatron.passes.frontend.cluster_layers.assemble import assemble
+from galvatron.passes.frontend.cluster_layers.closings import closing_ops
 from galvatron.passes.frontend.cluster_layers.cuts import find_regions
 from galvatron.passes.frontend.cluster_layers.epilogue import epilogue_ops, with_standard_views
-from galvatron.passes.frontend.cluster_layers.naming import name_layers
+from galvatron.passes.frontend.cluster_layers.naming import name_closings, name_layers
 from galvatron.passes.frontend.cluster_layers.placement import place_ops
 from galvatron.passes.frontend.cluster_layers.roles import find_roles
 from galvatron.passes.frontend.cluster_layers.stream import make_stream
@@ -40,6 +42,7 @@ class ClusterLayers(Pass):
         graph = program.required_graph.without_dead_ops()
         graph = with_standard_views(graph, find_roles(graph, program.state_of))
         roles = find_roles(graph, program.state_of)
+        roles = roles.with_closings(closing_ops(program, graph, roles))
         parameters = frozenset(state.name for state in program.state if state.kind == "parameter")
         roles = roles.with_epilogue(graph, epilogue_ops(graph, roles, parameters))
         stream = make_stream(graph, program.state_of, roles, program.batch_size, self.hints)
@@ -47,4 +50,4 @@ class ClusterLayers(Pass):
         parts = place_ops(graph, roles, regions)
         own = iter(name_layers(stream, regions))
         names = [next(own) if p.kind is LayerKind.PLANNED else (str(p.kind), str(p.kind)) for p in parts]
-        return assemble(program, graph, parts, names)
+        return assemble(program, graph, parts, name_closings(parts, names))

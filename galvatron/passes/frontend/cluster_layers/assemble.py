@@ -75,6 +75,7 @@ def assemble(program: Program, graph: Graph, parts: Sequence[Part], names: Seque
         updates=tuple(replace(update, value=bound[update.value]) for update in program.updates),
         outputs=tuple(replace(output, value=bound[output.value]) for output in program.outputs),
         checks=tuple(replace(check, value=bound[check.value]) for check in program.checks),
+        reached=tuple(replace(one, value=bound[one.value]) for one in program.reached),
     )
 
 

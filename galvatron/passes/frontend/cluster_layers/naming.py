@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from galvatron.ir.graph import Graph
 from galvatron.ir.names import Names, base_name
 from galvatron.ir.ops.table import operator_of
+from galvatron.ir.program import LayerKind
 from galvatron.passes.frontend.cluster_layers.cuts import Region
+from galvatron.passes.frontend.cluster_layers.placement import Part
 from galvatron.passes.frontend.cluster_layers.stream import Path, Stream, common_prefix
 
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\s*=[^=]")
@@ -59,6 +61,19 @@ def name_layers(stream: Stream, regions: Sequence[Region]) -> tuple[tuple[str, s
         counts[kind] += 1
         names.append((kind, f"{kind}.{index}"))
     return tuple((kind, unique.fresh(name)) for kind, name in names)
+
+
+def name_closings(parts: Sequence[Part], names: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The kinds and names of layers, those of closings after the last layer of which they read something."""
+    unique, maker, found = Names(reserved=()), dict[str, str](), list[tuple[str, str]]()
+    for part, (kind, name) in zip(parts, names, strict=True):
+        if part.kind is LayerKind.CLOSING:
+            read = {n for op in part.ops for n in op.operands}
+            name = f"{next(maker[n] for n in reversed(maker) if n in read)}.{kind}"
+        elif part.kind is LayerKind.PLANNED:
+            maker.update(dict.fromkeys(part.gives, name))
+        found.append((kind, unique.fresh(name)))
+    return found
 
 
 def _module(stream: Stream, region: Region) -> Path:

@@ -29,18 +29,21 @@ def place_ops(graph: Graph, roles: Roles, regions: Sequence[Region]) -> tuple[Pa
 
     A floating op goes to the one layer that needs it, before the first op that reads it. Needed by several layers, a
     free op goes to the preamble and a derived one, or the new value of state, to the first of the layers, except that
-    ops on constants only and ops on state only (an `arange`, a transposed weight) are repeated in each. The epilogue,
-    which sees the whole batch, computes all that it needs of them.
+    ops on constants only and ops on state only (an `arange`, a transposed weight) are repeated in each. What runs
+    behind all micro-batches computes all that it needs of them.
     """
     members = [roles.stream[region.start : region.stop] for region in regions]
-    members += [roles.epilogue] if roles.epilogue else []
-    homes = _homes(graph, roles, members)
+    kinds = [LayerKind.PLANNED] * len(members)
+    ends = [(ops, LayerKind.CLOSING) for ops in roles.closings]
+    ends += [(roles.epilogue, LayerKind.EPILOGUE)] if roles.epilogue else []
+    members += [ops for ops, _ in ends]
+    kinds += [kind for _, kind in ends]
+    homes = _homes(graph, roles, members, frozenset(range(len(regions), len(members))))
     parts = [_part(LayerKind.STEP, (graph.ops[i] for i in roles.step), roles.step_values)]
     parts.append(_part(LayerKind.PREAMBLE, (graph.ops[i] for i in roles.floating if _PREAMBLE in homes[i])))
     for number, own in enumerate(members):
         floating = {v.name for i in roles.floating if number in homes[i] for v in graph.ops[i].results}
-        kind = LayerKind.PLANNED if number < len(regions) else LayerKind.EPILOGUE
-        parts.append(_part(kind, _with_floating(graph, (graph.ops[i] for i in own), floating)))
+        parts.append(_part(kinds[number], _with_floating(graph, (graph.ops[i] for i in own), floating)))
     return tuple(part for part in parts if part.ops)
 
 
@@ -49,12 +52,11 @@ def _part(kind: LayerKind, ops: Iterable[Op], gives: frozenset[str] | None = Non
     return Part(kind, ops, tuple(v.name for op in ops for v in op.results if gives is None or v.name in gives))
 
 
-def _homes(graph: Graph, roles: Roles, members: Sequence[tuple[int, ...]]) -> dict[int, set[int]]:
+def _homes(graph: Graph, roles: Roles, members: Sequence[tuple[int, ...]], ends: frozenset[int]) -> dict[int, set[int]]:
     """For each floating op, by index in the graph, the numbers of the layers that compute it.
 
-    `members` are the ops of each layer, those of the epilogue last.
+    `members` are the ops of each layer, `ends` the numbers of those that run behind all micro-batches.
     """
-    epilogue = {len(members) - 1} if roles.epilogue else set()
     homes: dict[int, set[int]] = {}
     readers: dict[str, set[int]] = {v.name: set() for op in graph.ops for v in op.results}
     readers |= {v.name: set() for v in (*graph.inputs, *graph.state)}
@@ -66,7 +68,7 @@ def _homes(graph: Graph, roles: Roles, members: Sequence[tuple[int, ...]]) -> di
     for i in reversed(roles.floating):
         op = graph.ops[i]
         needed = set().union(*(readers[v.name] for v in op.results))
-        at_end, needed = needed & epilogue, needed - epilogue
+        at_end, needed = needed & ends, needed - ends
         if len(needed) > 1 and i not in repeatable:
             is_result = any(v.name in graph.outputs for v in op.results)
             needed = {min(needed)} if is_result or op.results[0].name in roles.derived else {_PREAMBLE}

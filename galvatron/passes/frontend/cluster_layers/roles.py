@@ -24,7 +24,7 @@ class Roles:
     `step` holds all ops that the per-step values need, from the batch inputs on; the same ops may also be `floating`.
     `step_values` are the values that a per-step op makes, `derived` the values with parameters but no batch upstream.
     `epilogue` holds the ops at the end of a loss that couples samples; an op that others read too is in the stream as
-    well.
+    well. `closings` are those that make new values of state of sums over the batch, group by group.
     """
 
     stream: tuple[int, ...]
@@ -33,6 +33,12 @@ class Roles:
     step_values: frozenset[str]
     derived: frozenset[str]
     epilogue: tuple[int, ...] = ()
+    closings: tuple[tuple[int, ...], ...] = ()
+
+    def with_closings(self, closings: tuple[tuple[int, ...], ...]) -> Roles:
+        """The roles with ops of the stream, which nothing else in it reads, in groups at the end of a step."""
+        apart = {i for ops in closings for i in ops}
+        return replace(self, stream=tuple(i for i in self.stream if i not in apart), closings=closings)
 
     def with_epilogue(self, graph: Graph, ops: frozenset[int]) -> Roles:
         """The roles with some ops of the stream in the epilogue."""
