@@ -250,3 +250,17 @@ def test_a_search_for_several_micro_batches_is_refused_where_they_do_not_add_up(
     ]
     with pytest.raises(PlanError, match=f"2 micro-batches do not add up.*{reason}.*use 1 micro-batch"):
         Pipeline.parse(",".join(planning)).run(program)
+
+
+@pytest.mark.parametrize("name", ["columns", "a column", "the largest"])
+def test_a_program_that_holds_for_small_batches_is_verified_at_such(name: str) -> None:
+    """There are as many columns as samples, or more: what ops give at large batches says nothing."""
+    then: Callable[[Any, Tensor], Tensor] = {
+        "columns": lambda self, h: h.repeat(1, 9)[:, : len(h)].exp().mean(),
+        "a column": lambda self, h: h.repeat(1, 9)[:, len(h)].exp().mean(),
+        "the largest": lambda self, h: h.repeat(1, 9).topk(len(h), dim=1).values.exp().mean(),
+    }[name]
+    program = program_of(then)
+    assert program.batch_sizes.most in (53, 54)
+    verify(program)
+    verify(local(program, "m1/dp2"))

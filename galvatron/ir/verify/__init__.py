@@ -6,17 +6,20 @@ the program's text, the offending lines marked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import ModuleType
 
 from galvatron.errors import Problem, VerifyError
+from galvatron.ir.layout import Mesh
 from galvatron.ir.program import Form, Program
 from galvatron.ir.text.lines import Line
 from galvatron.ir.text.printer import lenient_program_lines
 from galvatron.ir.types import BATCH, NUMBER_KINDS
 from galvatron.ir.verify import closings, graphs, programs, sharding, started
+from galvatron.ir.verify.computed import BATCHES
 from galvatron.ir.verify.graphs import Scope, Violation
 
 _CONTEXT = 2
@@ -111,14 +114,25 @@ def _scopes(program: Program) -> Iterator[Scope]:
     sizes = frozenset((BATCH, *program.lengths))
     for function in program.functions:
         for part, graph in (("forward", function.forward), ("backward", function.backward)):
-            yield Scope(graph, (function.name, part), sizes, function=function)
+            yield Scope(graph, (function.name, part), sizes, function=function, batches=_batches(program, ()))
     if program.graph is not None:
-        yield Scope(program.graph, symbols=sizes, numbers=numbers)
+        yield Scope(program.graph, symbols=sizes, numbers=numbers, batches=_batches(program, ()))
     once = sharding.step_classes(program)
     for cls in program.classes:
         symbols = sharding.batch_symbols(program.form, once=cls.name in once).union(program.lengths)
         mesh, given = (cls.mesh, program.only_given(cls)) if program.form >= Form.SHARDED else (None, frozenset())
-        yield Scope(cls.graph, cls.name, symbols, mesh, numbers, given)
+        batches = _batches(program, cls.mesh)
+        yield Scope(cls.graph, cls.name, symbols, mesh, numbers, given, batches=batches)
+
+
+def _batches(program: Program, mesh: Mesh) -> tuple[int, int]:
+    """Batch sizes at which ops of a program can be run, on ranks of a mesh; where it does not hold for large ones, no
+    more than a rank has of the batch that it is for."""
+    if program.batch_sizes.most is None:
+        return BATCHES
+    parts = math.prod(axis.size for axis in mesh) * (program.plan.micro_batches if program.plan else 1)
+    size = max(1, program.batch_size // parts)
+    return size, size
 
 
 def _error(rule: Rule, program: Program, violations: list[Violation]) -> VerifyError:

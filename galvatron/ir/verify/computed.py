@@ -32,15 +32,19 @@ _TOO_LARGE = ("overflow", "too big to convert")
 """What torch says of sizes beyond its own numbers, at batch sizes that are larger than any that is meant."""
 
 
-def computed_problem(op: Op, types: Mapping[str, TensorType]) -> str:
+def computed_problem(op: Op, types: Mapping[str, TensorType], batches: tuple[int, int] = BATCHES) -> str:
     """What is wrong with the results of an ATen op, where the table of shapes does not say what they must be: torch
-    gives others, or does not take the operands and arguments. Empty if nothing is, or only a real run would tell."""
+    gives others, or does not take the operands and arguments. Empty if nothing is, or only a real run would tell.
+
+    Args:
+        batches: at which the op is run; sizes that are not whole at others than `BATCHES` say nothing.
+    """
     try:
         if expected_types(op, types) is not None:
             return ""
     except ShapeError as error:
         return str(error)
-    return _problem(op, types)
+    return _problem(op, types, batches)
 
 
 def computed_types(op: Op, types: Mapping[str, TensorType], batch: int) -> tuple[TensorType, ...] | str | None:
@@ -48,10 +52,10 @@ def computed_types(op: Op, types: Mapping[str, TensorType], batch: int) -> tuple
     return _computed(_anonymous(op), tuple(types[name] for name in op.operands), batch)
 
 
-def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
+def _problem(op: Op, types: Mapping[str, TensorType], batches: tuple[int, int]) -> str:
     """What is wrong with the types that the op declares."""
     written, known = op, types
-    for extreme, batch in enumerate(BATCHES):
+    for extreme, batch in enumerate(batches):
         op, types = _at_lengths(written, known, extreme)
         declared = tuple(v.type for v in op.results)
         try:
@@ -61,7 +65,7 @@ def _problem(op: Op, types: Mapping[str, TensorType]) -> str:
             given = computed_types(op, types, batch)
             wanted = tuple(TensorType(t.dtype, tuple(evaluate(dim, batch) for dim in t.shape)) for t in declared)
         except GalvatronError as error:
-            return str(error)
+            return str(error) if batches == BATCHES else ""
         if isinstance(given, str):
             return given
         if given is not None and given != wanted:

@@ -44,7 +44,7 @@ Violation = tuple[tuple[Hashable, ...], str]
 class Scope:
     """A graph and what holds around it: the class it belongs to (None for a whole program's), the batch symbols and
     lengths its shapes may use, where it is sharded its mesh, the numbers of the batch, and the outputs that no layer
-    reads (`Program.only_given`); of a function's graphs, whose it is."""
+    reads (`Program.only_given`); of a function's graphs, whose it is; batch sizes for which it holds."""
 
     graph: Graph
     owner: Hashable = None
@@ -53,6 +53,7 @@ class Scope:
     numbers: frozenset[sympy.Symbol] = frozenset()
     only_given: frozenset[str] = frozenset()
     function: Function | None = None
+    batches: tuple[int, int] = BATCHES
 
 
 def _definitions(scope: Scope) -> Iterator[tuple[Value, tuple[Hashable, ...]]]:
@@ -251,7 +252,7 @@ def computed_results(scope: Scope) -> Iterator[Violation]:
     types = scope.graph.types
     for op, locus in _ops(scope):
         plain = without_site(op)
-        if is_operator(plain.target) and (problem := computed_problem(plain, types)):
+        if is_operator(plain.target) and (problem := computed_problem(plain, types, scope.batches)):
             yield locus, f"{op.target}: {problem}"
 
 
