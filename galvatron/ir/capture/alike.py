@@ -251,7 +251,7 @@ class Survey(TorchFunctionMode):
             return found
         if isinstance(value, _SYMBOLS):
             call.is_known &= not is_unknown(value)
-            return type(value).__name__, str(value.node.expr)
+            return type(value), value.node.expr
         if isinstance(value, (list, tuple)):
             return type(value), tuple(self._described(item, call) for item in value)
         if isinstance(value, dict):
@@ -309,9 +309,10 @@ def each_call(modules: Mapping[int, str], called: Callable[..., Any]) -> Iterato
 
 def type_of(tensor: torch.Tensor) -> Hashable:
     """What is known of a tensor, but for values."""
-    shape = tuple(map(str, tensor.shape))
-    is_told_apart = told_apart(tensor)
-    return shape, _strides(tensor), tensor.dtype, tensor.device, tensor.requires_grad, type(tensor), is_told_apart
+    kind = type(tensor), told_apart(tensor)
+    with torch._C.DisableTorchFunction():
+        sizes = tuple(map(_size, (*tensor.shape, *tensor.stride())))
+        return sizes, tensor.dtype, tensor.device, tensor.requires_grad, kind
 
 
 def told_apart(tensor: torch.Tensor) -> frozenset[str]:
@@ -325,9 +326,13 @@ def told_apart(tensor: torch.Tensor) -> frozenset[str]:
     return frozenset(found)
 
 
-def _strides(tensor: torch.Tensor) -> tuple[str, ...]:
+def _strides(tensor: torch.Tensor) -> tuple[Hashable, ...]:
     with torch._C.DisableTorchFunction():
-        return tuple(map(str, tensor.stride()))
+        return tuple(map(_size, tensor.stride()))
+
+
+def _size(size: int | torch.SymInt) -> Hashable:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
 def is_unknown(value: Any) -> bool:

@@ -13,7 +13,6 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +29,7 @@ from galvatron.ir.capture.alike import Survey
 from galvatron.ir.capture.copies import Standing, UnlikeTracedError
 from galvatron.ir.capture.evaluation import in_evaluation
 from galvatron.ir.capture.leftovers import no_leftovers
-from galvatron.ir.capture.meaning import Meaning
+from galvatron.ir.capture.meaning import Meaning, Numbering
 from galvatron.ir.capture.restore import unchanged
 from galvatron.ir.capture.reuse import ReadElsewhereError, reusing
 from galvatron.ir.capture.samples import count_of
@@ -93,7 +92,7 @@ def repeated(
     else:
         given_first = standing.results
         meanings.example.again()
-        with meanings.example, _sizes_in_words(""), standing.trace():
+        with Numbering(meanings.example), _sizes_in_words(""), standing.trace():
             results = forward(inputs)
     meaning, of_one, evaluated = meanings.example, meanings.of_one, meanings.evaluated
     after = _attributes(model)
@@ -108,7 +107,7 @@ def repeated(
     def given(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], meaning: Meaning) -> list[Hashable]:
         """What another forward gives."""
         _assign(model, {name: buffers[name] for name in put_back})
-        with _untraced(results), reusing(layers) as reuse, meaning, _sizes_in_words("0000000"):
+        with _untraced(results), reusing(layers) as reuse, Numbering(meaning), _sizes_in_words("0000000"):
             return list(map(meaning.of, reuse(lambda: forward(inputs))))
 
     def called(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], meaning: Meaning) -> Hashable:
@@ -174,7 +173,8 @@ class _Meanings:
     @contextlib.contextmanager
     def begun(self, is_trained: bool) -> Iterator[None]:
         """Inside the `with` block is the first call."""
-        with self.example, self.of_one, self.evaluated if is_trained else nullcontext(), _sizes_in_words(""):
+        evaluated = [self.evaluated] if is_trained else []
+        with Numbering(self.example, self.of_one, *evaluated), _sizes_in_words(""):
             yield
 
 
