@@ -121,7 +121,7 @@ class Survey(TorchFunctionMode):
         self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
-        line = _user_line()
+        line = user_line()
         if line is None:
             return func(*args, **options)
         call = self._open
@@ -139,12 +139,12 @@ class Survey(TorchFunctionMode):
             raise
         for place, made in enumerate(pytree.tree_leaves(result)):
             if isinstance(made, torch.Tensor):
-                if any(_is_unknown(size) for size in made.shape):
-                    call.is_known = False
+                with torch._C.DisableTorchFunction():
+                    call.is_known &= not any(map(is_unknown, made.shape))
                 if id(made) not in call.known and id(made) not in self._leaves:
                     call.known[id(made)] = ("local", len(call.done), place)
                     self._made[id(made)] = made, call
-            elif _is_unknown(made):
+            elif is_unknown(made):
                 call.is_known = False
         return result
 
@@ -187,10 +187,10 @@ class Survey(TorchFunctionMode):
             entered=None,
             is_known=not torch._C._is_any_autocast_enabled()
             and not turns_running
-            and not any(id(tensor) in known or any(map(_is_unknown, tensor.shape)) for tensor in operands),
+            and not any(id(tensor) in known or any(map(is_unknown, tensor.shape)) for tensor in operands),
         )
         call.known.update((id(tensor), ("operand", place)) for place, tensor in enumerate(operands))
-        types_of = tuple(_type_of(tensor) for tensor in operands)
+        types_of = tuple(map(type_of, operands))
         given = self._described((args, kwargs), call)
         call.entered = form_of(module), types_of, given, torch.is_grad_enabled()
         return call
@@ -232,7 +232,7 @@ class Survey(TorchFunctionMode):
             and all(result.is_floating_point() and result.requires_grad == differentiates for result in call.results)
             and all(call.known.get(id(result), ("",))[0] == "local" for result in call.results)  # type: ignore[index]
             and all(_strides(result) == _strides(torch.empty_like(result)) for result in call.results)
-            and not any(map(_told_apart, call.results))
+            and not any(map(told_apart, call.results))
         )
 
     def _note_reads(self, tensors: list[torch.Tensor]) -> None:
@@ -250,8 +250,8 @@ class Survey(TorchFunctionMode):
                 self._note_reads([value])
             return found
         if isinstance(value, _SYMBOLS):
-            call.is_known &= not _is_unknown(value)
-            return type(value).__name__, str(value.node.expr)
+            call.is_known &= not is_unknown(value)
+            return type(value), value.node.expr
         if isinstance(value, (list, tuple)):
             return type(value), tuple(self._described(item, call) for item in value)
         if isinstance(value, dict):
@@ -307,13 +307,15 @@ def each_call(modules: Mapping[int, str], called: Callable[..., Any]) -> Iterato
         yield
 
 
-def _type_of(tensor: torch.Tensor) -> Hashable:
-    shape = tuple(map(str, tensor.shape))
-    is_told_apart = _told_apart(tensor)
-    return shape, _strides(tensor), tensor.dtype, tensor.device, tensor.requires_grad, type(tensor), is_told_apart
+def type_of(tensor: torch.Tensor) -> Hashable:
+    """What is known of a tensor, but for values."""
+    kind = type(tensor), told_apart(tensor)
+    with torch._C.DisableTorchFunction():
+        sizes = tuple(map(_size, (*tensor.shape, *tensor.stride())))
+        return sizes, tensor.dtype, tensor.device, tensor.requires_grad, kind
 
 
-def _told_apart(tensor: torch.Tensor) -> frozenset[str]:
+def told_apart(tensor: torch.Tensor) -> frozenset[str]:
     """What capture knows of a tensor that decides on what becomes of it: that it has values, that it is of inputs."""
     found: set[str] = set()
     for mode in _get_current_function_mode_stack():
@@ -324,17 +326,21 @@ def _told_apart(tensor: torch.Tensor) -> frozenset[str]:
     return frozenset(found)
 
 
-def _strides(tensor: torch.Tensor) -> tuple[str, ...]:
+def _strides(tensor: torch.Tensor) -> tuple[Hashable, ...]:
     with torch._C.DisableTorchFunction():
-        return tuple(map(str, tensor.stride()))
+        return tuple(map(_size, tensor.stride()))
 
 
-def _is_unknown(value: Any) -> bool:
+def _size(size: int | torch.SymInt) -> Hashable:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def is_unknown(value: Any) -> bool:
     """Whether a number or size follows from values."""
     return isinstance(value, _SYMBOLS) and not value.node.has_hint()
 
 
-def _user_line() -> tuple[str, int] | None:
+def user_line() -> tuple[str, int] | None:
     """The user's line that is running; None where torch calls its own function inside of one."""
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None and not is_user_file(frame.f_code.co_filename):

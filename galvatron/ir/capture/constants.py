@@ -173,7 +173,8 @@ class ConstantsHaveValues(TorchFunctionMode):
             self._note_sums(func, arguments, result)
             if not (results or written) or (constant and self._made(func, arguments, results)):
                 return result
-            self._forget(written)
+            if written:
+                self._forget(written)
         return result
 
     def _note_sums(self, func: Any, arguments: Any, result: Any) -> None:

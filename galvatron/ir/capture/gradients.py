@@ -28,12 +28,13 @@ class OnlyRegisteredAreTrained(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in(result)):
-            for tensor in tensors_in((args, kwargs)):
-                if tensor.requires_grad and type(tensor) in (torch.Tensor, torch.nn.Parameter):
-                    if is_gradtrackingtensor(tensor):  # of torch.func
-                        refuse_gradient()
-                    refuse(_untrained(tensor))
+        with torch._C.DisableTorchFunction():  # other modes are not to see what this asks
+            if torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in(result)):
+                for tensor in tensors_in((args, kwargs)):
+                    if tensor.requires_grad and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+                        if is_gradtrackingtensor(tensor):  # of torch.func
+                            refuse_gradient()
+                        refuse(_untrained(tensor))
         return result
 
 

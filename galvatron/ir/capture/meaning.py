@@ -6,6 +6,7 @@ import random
 import sys
 import types
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sympy
@@ -27,8 +28,77 @@ _MAY_CHANGE_NOTHING = frozenset(
 """Functions whose result is their operand, where it has its shape and type."""
 
 
-class Meaning(TorchFunctionMode):
-    """Numbers the results of torch's functions inside the `with` block, which may be entered a second time.
+_OF_NO_VALUES = (type(None), bool, torch.dtype, torch.device)
+
+
+class Numbering(TorchFunctionMode):
+    """Inside the `with` block some meanings number what torch's functions give.
+
+    Args:
+        meanings: at least one; all of a first call of forward, or all of a second one.
+    """
+
+    def __init__(self, *meanings: Meaning) -> None:
+        super().__init__()
+        self._meanings = meanings
+        self._generators = _generators()
+
+    def __torch_function__(
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if _is_inside_of_tracing():
+            return func(*args, **options)
+        operands = tensors_in((args, options))
+        with torch._C.DisableTorchFunction():
+            versions = [version_of(tensor) for tensor in operands]
+        result = func(*args, **options)
+        results = tensors_in(result)
+        with torch._C.DisableTorchFunction():
+            written = [t for t, version in zip(operands, versions, strict=True) if version_of(t) != version]
+            numbers = _from_values(result, results)
+            if results or written or numbers:
+                if not self._meanings[0].is_second:
+                    self._check_generators()
+                made = [t for t in results if not any(t is operand for operand in operands)]
+                for meaning in self._meanings:
+                    meaning.note(_Call(func, args, options, operands, made, written, numbers))
+        return result
+
+    def _check_generators(self) -> None:
+        if self._generators != _generators():
+            own = "draw them with torch, as in torch.rand, and choose by torch.where"
+            self._generators = _generators()
+            refuse(
+                CaptureError(
+                    f"{here()}here or shortly before, random numbers are drawn from the generator of Python or of "
+                    f"numpy, which would be the same in every step: {advised(own)}"
+                )
+            )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a function of torch.
+
+    Attributes:
+        operands: the tensors among its arguments.
+        made: the other tensors that it gave.
+        written: the operands that it has written.
+        numbers: what it gave to Python that follows from values.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+    operands: list[torch.Tensor]
+    made: list[torch.Tensor]
+    written: list[torch.Tensor]
+    numbers: list[sympy.Basic]
+
+
+class Meaning:
+    """Numbers for what forward computes, in a first call and in a second one.
 
     The number of a result says which function made it, and of what. Sizes count as those of the example, or of a single
     sample.
@@ -39,23 +109,22 @@ class Meaning(TorchFunctionMode):
         evaluates: the first time counts as what a program does that was captured then, in a step that only evaluates.
 
     Attributes:
+        is_second: whether it is the second call that is numbered.
         first_unlike: the head of an error message about the first call of the second time that the first did not have.
     """
 
     def __init__(
         self, leaves: Iterable[torch.Tensor], counts: Iterable[sympy.Basic] = (), *, evaluates: bool = False
     ) -> None:
-        super().__init__()
         self._one = dict.fromkeys(counts, 1)
         self._evaluates = evaluates
-        self._is_second = False
+        self.is_second = False
         self.first_unlike = ""
         self._known: dict[Hashable, int] = {}
         # By id; tensors and storages are held, so that no id is given twice.
         self._numbers: dict[int, tuple[torch.Tensor, int]] = {}
         self._writes: dict[int, tuple[torch.UntypedStorage, int]] = {}
         self._values: dict[sympy.Basic, sympy.Symbol] = {}  # numbers and sizes that follow from values
-        self._generators = _generators()
         self._leaves = list(leaves)
         self._number_leaves()
 
@@ -69,7 +138,7 @@ class Meaning(TorchFunctionMode):
         Args:
             leaves: what takes the places of the leaves, if others do.
         """
-        self._is_second = True
+        self.is_second = True
         self._leaves = list(leaves) or self._leaves
         self._number_leaves()
         for leaf in self._leaves:
@@ -98,58 +167,40 @@ class Meaning(TorchFunctionMode):
             self._numbers[id(tensor)] = (tensor, self._number(("other", *_content(tensor))))
         return self._numbers[id(tensor)][1]
 
-    def __torch_function__(
-        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if _is_inside_of_tracing():
-            return func(*args, **(kwargs or {}))
-        operands = tensors_in((args, kwargs))
-        with torch._C.DisableTorchFunction():
-            versions = [version_of(tensor) for tensor in operands]
-        result = func(*args, **(kwargs or {}))
-        results = tensors_in(result)
-        with torch._C.DisableTorchFunction():
-            written = [t for t, version in zip(operands, versions, strict=True) if version_of(t) != version]
-            numbers = _from_values(result)
-            if results or written or numbers:
-                made = [t for t in results if not any(t is operand for operand in operands)]
-                if self._evaluates and (called := switched(func, args, kwargs)):
-                    if not self._is_second and called.trains:
-                        called, written = called.evaluated, []
-                    if called.passes and not called.trains:
-                        self._numbers.update((id(t), (t, self._own(operands[0]))) for t in made)
-                        return result
-                    args, kwargs = (), dict(called.arguments)
-                if self._is_same(func, operands, made):
-                    self._numbers[id(made[0])] = (made[0], self._own(operands[0]))
-                    return result
-                call = self._number((func, self._described(args), self._described(kwargs or {})))
-                self._note(call, made, written)
-                for position, number in enumerate(numbers):
-                    self._values.setdefault(number, sympy.Symbol(f"value {call} {position}"))
-        return result
-
-    def _is_same(self, func: Any, operands: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
-        return (
-            getattr(func, "__name__", "") in _MAY_CHANGE_NOTHING
-            and len(operands) == len(made) == 1
-            and operands[0].dtype == made[0].dtype
-            and self._described(operands[0].shape) == self._described(made[0].shape)
-        )
-
-    def _note(self, call: int, results: list[torch.Tensor], written: list[torch.Tensor]) -> None:
-        if not self._is_second:
-            self._check_generators()
+    def note(self, call: _Call) -> None:
+        """Numbers what a call has made and written."""
+        args, options, made, written = call.args, call.options, call.made, call.written
+        if self._evaluates and (of_switch := switched(call.func, args, options)):
+            if not self.is_second and of_switch.trains:
+                of_switch, written = of_switch.evaluated, []
+            if of_switch.passes and not of_switch.trains:
+                self._numbers.update((id(t), (t, self._own(call.operands[0]))) for t in made)
+                return
+            args, options = (), of_switch.arguments
+        if self._is_same(call):
+            self._numbers[id(made[0])] = (made[0], self._own(call.operands[0]))
+            return
+        number = self._number((call.func, self._described(args), self._described(options)))
         for tensor in written:
             storage = storage_of(tensor)
             if storage is not None:
                 before = self._writes.get(storage._cdata, (storage, -1))[1]
-                self._writes[storage._cdata] = (storage, self._number(("write", call, before)))
-        for position, tensor in enumerate(results):
-            self._numbers[id(tensor)] = (tensor, self._number(("result", call, position)))
+                self._writes[storage._cdata] = (storage, self._number(("write", number, before)))
+        for position, tensor in enumerate(made):
+            self._numbers[id(tensor)] = (tensor, self._number(("result", number, position)))
+        for position, symbol in enumerate(call.numbers):
+            self._values.setdefault(symbol, sympy.Symbol(f"value {number} {position}"))
+
+    def _is_same(self, call: _Call) -> bool:
+        return (
+            getattr(call.func, "__name__", "") in _MAY_CHANGE_NOTHING
+            and len(call.operands) == len(call.made) == 1
+            and call.operands[0].dtype == call.made[0].dtype
+            and self._described(call.operands[0].shape) == self._described(call.made[0].shape)
+        )
 
     def _number(self, key: Hashable) -> int:
-        if self._is_second and not self.first_unlike and key not in self._known:
+        if self.is_second and not self.first_unlike and key not in self._known:
             self.first_unlike = here()
         return self._known.setdefault(key, len(self._known))
 
@@ -180,22 +231,11 @@ class Meaning(TorchFunctionMode):
             return "no size"
         return repr(int(size) if size.is_Integer else float(size)) if size.is_Rational or size.is_Float else str(size)
 
-    def _check_generators(self) -> None:
-        if self._generators != _generators():
-            own = "draw them with torch, as in torch.rand, and choose by torch.where"
-            self._generators = _generators()
-            refuse(
-                CaptureError(
-                    f"{here()}here or shortly before, random numbers are drawn from the generator of Python or of "
-                    f"numpy, which would be the same in every step: {advised(own)}"
-                )
-            )
 
-
-def _from_values(result: Any) -> list[sympy.Basic]:
+def _from_values(result: Any, results: list[torch.Tensor]) -> list[sympy.Basic]:
     """Numbers and sizes among results that no size says: they follow from values."""
-    leaves = pytree.tree_leaves(result)
-    sizes = [size for leaf in leaves if isinstance(leaf, torch.Tensor) for size in leaf.shape]
+    leaves = [] if isinstance(result, (torch.Tensor, *_OF_NO_VALUES)) else pytree.tree_leaves(result)
+    sizes = [size for tensor in results for size in tensor.shape]
     symbols = [s for s in (*leaves, *sizes) if isinstance(s, (torch.SymInt, torch.SymFloat, torch.SymBool))]
     return [symbol.node.expr for symbol in symbols if not symbol.node.has_hint()]
 

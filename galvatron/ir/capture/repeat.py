@@ -13,7 +13,6 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -30,8 +29,9 @@ from galvatron.ir.capture.alike import Survey
 from galvatron.ir.capture.copies import Standing, UnlikeTracedError
 from galvatron.ir.capture.evaluation import in_evaluation
 from galvatron.ir.capture.leftovers import no_leftovers
-from galvatron.ir.capture.meaning import Meaning
+from galvatron.ir.capture.meaning import Meaning, Numbering
 from galvatron.ir.capture.restore import unchanged
+from galvatron.ir.capture.reuse import ReadElsewhereError, reusing
 from galvatron.ir.capture.samples import count_of
 from galvatron.ir.capture.sources import is_user_file, located, source_of_error
 from galvatron.ir.capture.tracing import version_of
@@ -92,7 +92,7 @@ def repeated(
     else:
         given_first = standing.results
         meanings.example.again()
-        with meanings.example, _sizes_in_words(""), standing.trace():
+        with Numbering(meanings.example), _sizes_in_words(""), standing.trace():
             results = forward(inputs)
     meaning, of_one, evaluated = meanings.example, meanings.of_one, meanings.evaluated
     after = _attributes(model)
@@ -107,8 +107,8 @@ def repeated(
     def given(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], meaning: Meaning) -> list[Hashable]:
         """What another forward gives."""
         _assign(model, {name: buffers[name] for name in put_back})
-        with _untraced(results), meaning, _sizes_in_words("0000000"):
-            return list(map(meaning.of, forward(inputs)))
+        with _untraced(results), reusing(layers) as reuse, Numbering(meaning), _sizes_in_words("0000000"):
+            return list(map(meaning.of, reuse(lambda: forward(inputs))))
 
     def called(inputs: Mapping[str, torch.Tensor], put_back: Mapping[str, Any], meaning: Meaning) -> Hashable:
         """What another forward gives and writes."""
@@ -120,7 +120,7 @@ def repeated(
         meaning.again()
         try:
             again = called(inputs, put_back, meaning)
-        except CaptureError:
+        except (CaptureError, ReadElsewhereError):
             raise
         except Exception as error:
             raise _unlike(names, located(source_of_error(error))) from error
@@ -135,6 +135,8 @@ def repeated(
         of_one.again([*state, *{**inputs, **single}.values()])
         try:
             alone = None if called({**inputs, **single}, assigned, of_one) == of_several else of_one.first_unlike
+        except ReadElsewhereError:
+            raise
         except Exception as error:
             alone = located(source_of_error(error))
     unlike = None
@@ -143,6 +145,8 @@ def repeated(
         try:
             with in_evaluation(trained):
                 unlike = None if given(inputs, assigned, evaluated) == once else evaluated.first_unlike
+        except ReadElsewhereError:
+            raise
         except Exception as error:
             unlike = located(source_of_error(error))
     _write(buffers, put_back)
@@ -169,7 +173,8 @@ class _Meanings:
     @contextlib.contextmanager
     def begun(self, is_trained: bool) -> Iterator[None]:
         """Inside the `with` block is the first call."""
-        with self.example, self.of_one, self.evaluated if is_trained else nullcontext(), _sizes_in_words(""):
+        evaluated = [self.evaluated] if is_trained else []
+        with Numbering(self.example, self.of_one, *evaluated), _sizes_in_words(""):
             yield
 
 
@@ -187,8 +192,8 @@ def _standing(
     before, versions = _attributes(model), [*map(version_of, leaves)]
     survey = Survey(layers, leaves, meanings.example)
     with no_leftovers(model), unchanged(model), _untraced(inputs.values()):
-        with meanings.begun(is_trained), survey.watching():
-            results = forward(inputs)
+        with reusing(layers) as reuse, meanings.begun(is_trained), survey.watching():
+            results = reuse(lambda: forward(inputs))
         after = _attributes(model)
     is_unchanged = before.keys() == after.keys() and all(_is_same(before[name], after[name]) for name in before)
     if not is_unchanged or versions != [*map(version_of, leaves)] or not survey.settle(results):

@@ -36,9 +36,11 @@ def _gather(tree: Any, found: list[torch.Tensor]) -> None:
     elif kind is dict:
         for part in tree.values():
             _gather(part, found)
+    elif kind in _WITHOUT_PARTS:
+        return
     elif isinstance(tree, torch.Tensor):
         found.append(tree)
-    elif kind not in _WITHOUT_PARTS:
+    else:
         found += [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 

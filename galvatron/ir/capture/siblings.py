@@ -38,7 +38,8 @@ def form_of(module: nn.Module) -> Hashable:
     """The parts of a module, and its state, but for values."""
     parts = tuple((name, type(part)) for name, part in module.named_modules())
     state = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    return parts, tuple((name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad, type(t)) for name, t in state)
+    with torch._C.DisableTorchFunction():  # modes are not to see what this asks
+        return parts, tuple((n, t.shape, t.stride(), t.dtype, t.device, t.requires_grad, type(t)) for n, t in state)
 
 
 def _owns_its_state(module: nn.Module, names: Mapping[int, int]) -> bool:
