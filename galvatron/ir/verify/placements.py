@@ -310,7 +310,7 @@ def _inside(
     if (op.kwarg("folded") is not None) and kind.folded != "told":
         raise Misplaced("it is not told whether slices are folded")
     if op.kwarg("routed") is not None:
-        if dims is None or not kind.routes:
+        if dims is None or not kind.routes or len(dims.spmd) != 1:
             raise Misplaced("it chooses nothing for rows")
         return Way("inside", _check_routed(op, dims, operands, results, axis))
     if kind.ring:
