@@ -8,9 +8,9 @@ from torch import Tensor
 from galvatron import runtime as rt
 from galvatron.ir.planned import PlanShorthand
 from tests.marks import some_slow
-from tests.parity.harness import Job, executor, job_of, planned, subject
+from tests.parity.harness import Job, job_of, planned, subject
 from tests.parity.subjects import Batch
-from tests.parity.training import CLIP, adamw, assert_same_training, batches, train, trained_alone, warm_up
+from tests.parity.training import adamw, assert_same_training, batches, train, trained_alone
 from tests.ranks import run_ranks
 
 NAME = "turns: listed"
@@ -24,13 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is taken with all rows")
 
 def train_whole(world: rt.World, job: Job, steps: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
     """As `train`, where owners update parameters whole."""
-    program = executor(world, job, optimizer=rt.WholeParameters(adamw), max_grad_norm=CLIP)
-    assert program.optimizer is not None
-    scheduler, losses = warm_up(program.optimizer), []
-    for batch in steps:
-        losses.append(float(program.train_step(batch)))
-        scheduler.step()
-    return losses, program.full_state_dict(rank0_only=True)
+    return train(world, job, steps, rt.WholeParameters(adamw))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,11 @@ def batches(model: str) -> list[Batch]:
     return [subject(model).batch(BATCH_SIZE, seed) for seed in range(3)]
 
 
-def train(world: rt.World, job: Job, steps: list[Batch]) -> tuple[list[float], dict[str, Tensor]]:
+def train(
+    world: rt.World, job: Job, steps: list[Batch], optimizer: Any = adamw
+) -> tuple[list[float], dict[str, Tensor]]:
     """On a rank: the losses and, on rank 0, the state after the steps."""
-    program = executor(world, job, optimizer=adamw, max_grad_norm=CLIP)
+    program = executor(world, job, optimizer=optimizer, max_grad_norm=CLIP)
     assert program.optimizer is not None
     scheduler, losses = warm_up(program.optimizer), []
     for batch in steps:
