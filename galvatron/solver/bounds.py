@@ -81,8 +81,10 @@ class Bounds:
         return [known_s + SLACK * (abs(known_s) + relaxation.paid_s[0]) for relaxation in self.relaxations]
 
     def columns(self, known_s: float) -> np.ndarray:
-        """The strategies that some layer may have in a choice that is no slower than one that is known."""
-        return np.flatnonzero(self.by_layer(known_s).any(axis=0))
+        """The strategies that some layer may have in a choice that is no slower than one that is known, as far as
+        prices alone tell."""
+        allowed, _ = self._priced(self.limits_s(known_s))
+        return np.flatnonzero(allowed.any(axis=(0, 1)))
 
     def by_layer(self, known_s: float) -> np.ndarray:
         """(L, S) whether a layer may have a strategy in such a choice."""
@@ -105,14 +107,7 @@ class Bounds:
 
     def left(self, limits_s: Sequence[float]) -> Left:
         """What is left of a pipeline for choices that take no more than some limits, by each relaxation."""
-        shape = self.relaxations[0].reached.shape
-        allowed, enterable = np.ones(shape, dtype=bool), np.ones(shape[:2], dtype=bool)
-        for relaxation, limit_s in zip(self.relaxations, limits_s, strict=True):
-            through_s = relaxation.through_s + relaxation.slow * self._slowest_s
-            allowed &= np.isfinite(through_s) & (through_s <= limit_s)
-            if self.division is not None and relaxation.slow:
-                begin_s = self.division.begin_s(relaxation.micro, relaxation.slow)
-                enterable &= np.isfinite(begin_s) & (begin_s <= limit_s)
+        allowed, enterable = self._priced(limits_s)
         filled: list[Filled | None] = []
         needed = Needed.of(self.pipeline, allowed, enterable)
         for relaxation, limit_s in zip(self.relaxations, limits_s, strict=True):
@@ -122,6 +117,18 @@ class Bounds:
                 through_s = table.through_s + relaxation.slow * self._slowest_s
                 allowed = allowed & np.isfinite(through_s) & (through_s <= limit_s)
         return Left(allowed, enterable, Needed.of(self.pipeline, allowed, enterable), tuple(filled))
+
+    def _priced(self, limits_s: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """The same as `allowed`, by prices alone."""
+        shape = self.relaxations[0].reached.shape
+        allowed, enterable = np.ones(shape, dtype=bool), np.ones(shape[:2], dtype=bool)
+        for relaxation, limit_s in zip(self.relaxations, limits_s, strict=True):
+            through_s = relaxation.through_s + relaxation.slow * self._slowest_s
+            allowed &= np.isfinite(through_s) & (through_s <= limit_s)
+            if self.division is not None and relaxation.slow:
+                begin_s = self.division.begin_s(relaxation.micro, relaxation.slow)
+                enterable &= np.isfinite(begin_s) & (begin_s <= limit_s)
+        return allowed, enterable
 
     def slowest_s(self, stage: np.ndarray, begin: np.ndarray, layer: int, own_s: np.ndarray) -> np.ndarray:
         """What the slowest stage takes at least, if one begins with a layer and takes so long up to another."""

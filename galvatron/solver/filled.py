@@ -7,19 +7,26 @@ levels there are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from galvatron.solver.needed import Needed
+from galvatron.solver.pareto import frontier
 from galvatron.solver.relaxation import Relaxation, scaled
 from galvatron.solver.tables import Pipeline
 
-_LEVELS, _WORK = 512, 2e7
+_LEVELS, _WORK = 4096, 4e7
 """At most so many levels, and so many sums in all."""
 
+_STRETCHES = 256
+"""Levels are taken together to at most so many where a layer is looked at under every strategy that it may have."""
 
-_APART = 24
+_ROUNDING = 1e-9
+"""Of a level: what rounding may have taken from it."""
+
+_APART = 4
 """At most so many places are told apart, so that tables stay small."""
 
 
@@ -43,7 +50,7 @@ class _Places:
     def of_pipeline(cls, pipeline: Pipeline) -> _Places:
         """Those of a pipeline."""
         chain = pipeline.chain
-        joint, far = np.arange(chain.places), chain.move_s.max(axis=0)
+        joint, far = np.arange(chain.places), np.where(np.isfinite(chain.move_s), chain.move_s, 0.0).max(axis=0)
         far = np.maximum(far, far.T)
         left = chain.places
         for a, b in zip(*np.unravel_index(np.argsort(far, axis=None, kind="stable"), far.shape), strict=True):
@@ -76,10 +83,10 @@ class _Places:
             some: (n,) in the order of `order`.
         """
         least = np.full((self.count, values.shape[1]), np.inf)
-        if len(some):
-            of = self.of[some]
-            starts = np.flatnonzero(np.append(True, of[1:] != of[:-1]))
-            least[of[starts]] = np.minimum.reduceat(values, starts, axis=0)
+        first = np.searchsorted(self.of[some], np.arange(self.count + 1))
+        for row, start, end in zip(least, first, first[1:], strict=False):
+            if start < end:
+                values[start:end].min(axis=0, out=row)
         return least
 
 
@@ -108,7 +115,7 @@ class Filled:
         """
         chain, (stages, layers, _) = pipeline.chain, allowed.shape
         places = _Places.of_pipeline(pipeline)
-        levels = int(min(_LEVELS, max(16, _WORK / (stages * layers * (places.count**2 + chain.strategies)))))
+        levels = int(min(_LEVELS, max(16, _WORK / (stages * layers * (places.count**2 + _APART * places.count)))))
         low = needed.bytes.min(axis=2)
         used = _least_used(pipeline, allowed)
         room = np.where(np.isfinite(low + used), pipeline.budget[:, None] - low - used, 0.0).max(axis=1)
@@ -140,6 +147,7 @@ class _Stage:
     stage: int
     unit: float
     levels: int
+    known: dict[Hashable, np.ndarray] = field(default_factory=dict)
 
     def fill_behind(self, low: np.ndarray, behind_s: np.ndarray) -> None:
         """Fills (L, C, M), from the last layer on."""
@@ -161,52 +169,107 @@ class _Stage:
 
     def _with_layer(self, layer: int, low: np.ndarray, behind_s: np.ndarray) -> np.ndarray:
         """(C, M) of a layer and what is behind it, by what is left before it, the least of each place."""
-        chain, kind, stage = self.pipeline.chain, self.pipeline.chain.kinds[layer], self.stage
-        some = self._some(layer)
-        full = self.pipeline.full[stage, kind, some]
+        some = self._best(layer)
+        full = self.pipeline.full[self.stage, self.pipeline.chain.kinds[layer], some]
         shift = -_down((full + low[layer] - low[layer - 1]) / self.unit)
-        peak = full + chain.transient[kind, some] + self.needed.peak[stage, layer, some]
-        first = _down(np.where(np.isfinite(peak), peak - low[layer - 1], 0.0) / self.unit)
+        running = self._running(layer, some)
+        first = _down(np.where(np.isfinite(running), full + running - low[layer - 1], 0.0) / self.unit)
         at = self.places.of[some], self.levels + np.clip(shift, -self.levels, self.levels)
         found = _shifted(behind_s, behind_s[:, -1:])[at]
         found += self._own_s(layer, some)[:, None]
-        found[np.arange(self.levels) < np.where(np.isfinite(peak), first, self.levels)[:, None]] = np.inf
+        found[np.arange(self.levels) < np.where(np.isfinite(running), first, self.levels)[:, None]] = np.inf
         return self.places.least_of(some, found)
 
     def fill_through(self, low: np.ndarray, used: np.ndarray, behind_s: np.ndarray, through_s: np.ndarray) -> None:
         """Fills (L, S), from the first layer on."""
-        chain, stage, budget = self.pipeline.chain, self.stage, self.pipeline.budget[self.stage]
+        chain = self.pipeline.chain
         before = np.full((self.places.count, self.levels), np.inf)
-        paid_s = self.relaxation.paid_s[0] - self.relaxation.paid_s[stage]
-        level = np.arange(self.levels)
         for layer in range(chain.layers):
-            kind, some = chain.kinds[layer], self._some(layer)
-            reached = np.full((len(some), self.levels), np.inf)
-            if np.isfinite(used[layer]):
-                full, of = self.pipeline.full[stage, kind, some], self.places.of[some]
-                if layer and np.isfinite(used[layer - 1]) and np.isfinite(before).any():
-                    moved = scaled(self.places.move_s[chain.moves[layer]], self.relaxation.micro)
-                    shift = _down((full + used[layer - 1] - used[layer]) / self.unit)
-                    least_s = np.stack([(step[:, None] + before).min(axis=0) for step in moved.T])
-                    reached = _shifted(least_s, np.inf)[of, self.levels - np.clip(shift, 0, self.levels)]
-                opened_s = self.relaxation.opened[stage, layer, some] - paid_s
-                begun = _down((full + self.pipeline.begin[stage, kind, some] - used[layer]) / self.unit)
-                inside = np.flatnonzero((begun < self.levels) & np.isfinite(opened_s))
-                at = inside, np.maximum(begun[inside], 0)
-                reached[at] = np.minimum(reached[at], opened_s[inside])
-                reached += self._own_s(layer, some)[:, None]
-                left = budget - used[layer] - level * self.unit
-                peak = chain.transient[kind, some] + self.needed.peak[stage, layer, some]
-                reached[left < np.where(np.isfinite(peak), peak, np.inf)[:, None]] = np.inf
-                if np.isfinite(low[layer]):
-                    there = _level(left, low[layer], self.unit, self.levels)
-                    behind = np.where(there < 0, np.inf, behind_s[layer][:, np.maximum(there, 0)])
-                    through_s[layer, some] = (reached + behind[of]).min(axis=1)
-            before = self.places.least_of(some, reached)
+            arrived = None
+            if layer and np.isfinite(used[layer - 1 : layer + 1]).all() and np.isfinite(before).any():
+                moved = scaled(self.places.move_s[chain.moves[layer]], self.relaxation.micro)
+                arrived = np.stack([(step[:, None] + before).min(axis=0) for step in moved.T])
+            if np.isfinite(low[layer]) and np.isfinite(used[layer]):
+                some = self._some(layer)
+                through_s[layer, some] = self._through_s(layer, some, arrived, low, used, behind_s[layer])
+            best = self._best(layer)
+            before = self.places.least_of(best, self._reached(layer, best, arrived, used))
+
+    def _reached(self, layer: int, some: np.ndarray, arrived: np.ndarray | None, used: np.ndarray) -> np.ndarray:
+        """(n, M) up to a layer and with it, under some strategies, by the level of what is in use.
+
+        Args:
+            arrived: (C, M) up to the layer before and to each place, by the level of what is in use there.
+        """
+        kind, stage = self.pipeline.chain.kinds[layer], self.stage
+        found = np.full((len(some), self.levels), np.inf)
+        if not np.isfinite(used[layer]):
+            return found
+        full = self.pipeline.full[stage, kind, some]
+        if arrived is not None:
+            shift = _down((full + used[layer - 1] - used[layer]) / self.unit)
+            found = _shifted(arrived, np.inf)[self.places.of[some], self.levels - np.clip(shift, 0, self.levels)]
+        opened_s = self._opened_s(layer, some)
+        begun = _down((full + self.pipeline.begin[stage, kind, some] - used[layer]) / self.unit)
+        inside = np.flatnonzero((begun < self.levels) & np.isfinite(opened_s))
+        at = inside, np.maximum(begun[inside], 0)
+        found[at] = np.minimum(found[at], opened_s[inside])
+        found += self._own_s(layer, some)[:, None]
+        left = self.pipeline.budget[stage] - used[layer] - np.arange(self.levels) * self.unit
+        found[left < self._running(layer, some)[:, None] - self.unit * _ROUNDING] = np.inf
+        return found
+
+    def _through_s(
+        self,
+        layer: int,
+        some: np.ndarray,
+        arrived: np.ndarray | None,
+        low: np.ndarray,
+        used: np.ndarray,
+        behind_s: np.ndarray,
+    ) -> np.ndarray:
+        """(n,) of choices in which a layer has one of some strategies: of several levels before it at once."""
+        kind, stage = self.pipeline.chain.kinds[layer], self.stage
+        budget, full = self.pipeline.budget[stage], self.pipeline.full[stage, kind, some]
+        in_use = self.pipeline.begin[stage, kind, some][:, None]
+        before_s = self._opened_s(layer, some)[:, None]
+        if arrived is not None:
+            starts = np.arange(0, self.levels, -(-self.levels // _STRETCHES))
+            at_once = np.minimum.reduceat(arrived, starts, axis=1)[self.places.of[some]]
+            in_use = np.hstack([np.broadcast_to(used[layer - 1] + starts * self.unit, at_once.shape), in_use])
+            before_s = np.hstack([at_once, before_s])
+        left = budget - full[:, None] - in_use
+        level = _level(left, low[layer], self.unit, self.levels)
+        after_s = behind_s[self.places.of[some][:, None], np.maximum(level, 0)]
+        fits = (level >= 0) & (left >= self._running(layer, some)[:, None] - self.unit * _ROUNDING)
+        return self._own_s(layer, some) + np.where(fits, before_s + after_s, np.inf).min(axis=1)
+
+    def _running(self, layer: int, some: np.ndarray) -> np.ndarray:
+        """(n,) bytes that must be left beside those in use when a layer runs under some strategies."""
+        kind = self.pipeline.chain.kinds[layer]
+        peak = self.pipeline.chain.transient[kind, some] + self.needed.peak[self.stage, layer, some]
+        return np.where(np.isfinite(peak), peak, np.inf)
+
+    def _opened_s(self, layer: int, some: np.ndarray) -> np.ndarray:
+        """(n,) of all stages before, if this one begins with a layer under some strategies."""
+        relaxation, stage = self.relaxation, self.stage
+        return relaxation.opened[stage, layer, some] - (relaxation.paid_s[0] - relaxation.paid_s[stage])
 
     def _some(self, layer: int) -> np.ndarray:
         """The strategies that a layer may have, by what they are of: often few."""
         return self.places.order[self.allowed[layer, self.places.order]]
+
+    def _best(self, layer: int) -> np.ndarray:
+        """Those of them that no other of their place is better than in all that tables look at."""
+        some, kind, stage = self._some(layer), self.pipeline.chain.kinds[layer], self.stage
+        opened_s, running = self._opened_s(layer, some), self._running(layer, some)
+        key = (kind, some.tobytes(), running.tobytes(), opened_s.tobytes())
+        if key not in self.known:
+            full = self.pipeline.full[stage, kind, some]
+            opening = full + self.pipeline.begin[stage, kind, some], opened_s
+            figures = (self._own_s(layer, some), full, running, *opening)
+            self.known[key] = some[np.sort(frontier(self.places.of[some], np.column_stack(figures)))]
+        return self.known[key]
 
     def _own_s(self, layer: int, some: np.ndarray) -> np.ndarray:
         """(n,) of a layer under some strategies."""
@@ -246,9 +309,9 @@ def _shifted(values: np.ndarray, behind: np.ndarray | float) -> np.ndarray:
 
 def _down(levels: np.ndarray) -> np.ndarray:
     """Whole levels, but for what rounding may have taken from them."""
-    return np.floor(levels + 1e-9).astype(int)
+    return np.floor(levels + _ROUNDING).astype(int)
 
 
 def _level(left: np.ndarray, low: np.ndarray, unit: np.ndarray | float, levels: int) -> np.ndarray:
     """The level of what is left; negative where that is less than what is needed."""
-    return np.minimum(np.floor((left - low) / unit + 1e-9), levels - 1).astype(int)
+    return np.minimum(np.floor((left - low) / unit + _ROUNDING), levels - 1).astype(int)

@@ -126,19 +126,19 @@ class _Sweeper:
     def swept(self) -> Sweep:
         fronts: list[Front] = []
         ended: list[Ended] = []
-        spent_s = np.empty((0, 0))
+        spent_s, bounds_s = np.empty((0, 0)), np.empty(0)
         for layer in range(self.chain.layers):
             front = self._begun(layer)
             if fronts:
-                front = self._extended(layer, fronts[-1], spent_s).with_others(front)
+                front = self._extended(layer, fronts[-1], spent_s, bounds_s).with_others(front)
             front = self._with_layer(layer, front)
             spent_s = self._spent_s(layer, front)
             bounds_s = self._bounds_s(layer, front, spent_s)
             kept = np.flatnonzero(np.isfinite(bounds_s))
             kept = kept[frontier(self._alike(front.picked(kept)), self.columns.compared(front.values[kept]))]
-            kept = self._first(kept, front.stage[kept], bounds_s[kept], 1)
+            kept = self._first(kept, front.stage[kept], bounds_s[kept], bounds_s[kept], 1)
             fronts.append(front.picked(kept))
-            spent_s = spent_s[:, kept]
+            spent_s, bounds_s = spent_s[:, kept], bounds_s[kept]
             ended.append(self._ended(layer, fronts[-1], spent_s))
         step_s, rows = joined(self.bounds, Ended.of(ended), self.known_s)
         if rows is None:
@@ -160,12 +160,14 @@ class _Sweeper:
         first = np.zeros_like(stage) if self.pipeline.stages == 1 else self.chain.place[strategy]
         return Front(values, stage, np.full_like(stage, layer), first, strategy, np.full_like(stage, -1))
 
-    def _extended(self, layer: int, front: Front, spent_s: np.ndarray) -> Front:
+    def _extended(self, layer: int, front: Front, spent_s: np.ndarray, bounds_s: np.ndarray) -> Front:
         """Labels that go on with a layer in their stage, without it."""
         move, columns = self.chain.moves[layer], self.columns
         onward_s = self._onward_s(layer, front, spent_s)
         parent, strategy = np.nonzero(np.isfinite(onward_s))
-        rows = self._first(np.arange(len(parent)), front.stage[parent], onward_s[parent, strategy], _AHEAD)
+        onward_s = onward_s[parent, strategy]
+        least_s = np.maximum(onward_s, bounds_s[parent])
+        rows = self._first(np.arange(len(parent)), front.stage[parent], onward_s, least_s, _AHEAD)
         parent, strategy = parent[rows], strategy[rows]
         stage = front.stage[parent]
         going = Front(front.values[parent], stage, front.begin[parent], front.first[parent], strategy, parent)
@@ -249,11 +251,13 @@ class _Sweeper:
         moved_s = self.chain.move_s[self.chain.moves[layer], self.chain.place[front.strategy]]
         return np.where(np.isfinite(moved_s)[:, self.chain.place], most_s, np.inf)
 
-    def _first(self, rows: np.ndarray, stage: np.ndarray, bounds_s: np.ndarray, times: int) -> np.ndarray:
-        """Of each stage so many times the width, those with the least bounds, in their order."""
+    def _first(
+        self, rows: np.ndarray, stage: np.ndarray, promised_s: np.ndarray, bounds_s: np.ndarray, times: int
+    ) -> np.ndarray:
+        """Of each stage so many times the width, those that promise most, in their order."""
         if self.width is None or len(rows) <= times * self.width:
             return rows
-        order = np.lexsort((bounds_s, stage))
+        order = np.lexsort((promised_s, stage))
         among = np.arange(len(order)) - np.searchsorted(stage[order], stage[order]) < times * self.width
         self.dropped_s = min(self.dropped_s, float(bounds_s[order[~among]].min(initial=np.inf)))
         return rows[np.sort(order[among])]

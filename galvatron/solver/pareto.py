@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _BLOCK = 512
+_EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), dtype=bool), 1)
 
 
 def frontier(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -50,7 +51,7 @@ def _undominated(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
         for begin in range(start, end, _BLOCK):
             block = values[begin : min(begin + _BLOCK, end)]
             alive = ~_dominated(best, block)
-            alive &= ~np.triu(_nowhere_above(block, block), 1).any(axis=0)
+            alive &= ~(_nowhere_above(block, block) & _EARLIER[: len(block), : len(block)]).any(axis=0)
             kept[begin : begin + len(block)] = alive
             best = np.concatenate([best, block[alive]])
     return kept

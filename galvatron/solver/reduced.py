@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from galvatron.solver.relaxation import scaled
-from galvatron.solver.tables import Pipeline
+from galvatron.solver.tables import Chain, Pipeline
 
 
 def without_worse(pipeline: Pipeline) -> tuple[Pipeline, np.ndarray]:
@@ -76,32 +76,49 @@ def _no_worse(figures: np.ndarray) -> np.ndarray:
 
 def _places_left(pipeline: Pipeline) -> np.ndarray:
     """The places for which no other can stand in."""
-    chain = pipeline.chain
-    starts, places = chain.first_of_place, np.arange(chain.places)
-    covered = np.logical_or.reduceat(_no_worse(_figures(pipeline)), starts, axis=1)
-    by_kind = np.logical_and.reduceat(covered, starts, axis=2)
-    has = np.logical_or.reduceat(np.isfinite(chain.total_s), starts, axis=1)
+    chain, figures = pipeline.chain, _figures(pipeline)
+    pairs = np.argwhere(_no_worse(chain.least_by_place(figures)).all(axis=0) & ~np.eye(chain.places, dtype=bool))
+    pairs = pairs[_moves_no_worse(pipeline, *pairs.T)]
+    covered, back = _covered(chain, figures, *pairs.T), _covered(chain, figures, *pairs.T[::-1])
     # Of two that are as good in some kind the first must stay, so that the first of the best choices is found.
-    equal = (has[:, None, :] & by_kind.swapaxes(1, 2)).any(axis=0)
-    first = ~equal | (places[:, None] < places)
-    can = by_kind.all(axis=0) & _moves_no_worse(pipeline) & first
+    has = np.logical_or.reduceat(np.isfinite(chain.total_s), chain.first_of_place, axis=1)
+    equal = (has[:, pairs[:, 0]] & back).any(axis=0)
+    pairs = pairs[covered.all(axis=0) & (~equal | (pairs[:, 0] < pairs[:, 1]))]
+    can = np.zeros((chain.places, chain.places), dtype=bool)
+    can[pairs[:, 0], pairs[:, 1]] = True
     left = np.ones(chain.places, dtype=bool)
-    for place in reversed(places):
+    for place in reversed(range(chain.places)):
         left[place] = not (can[:, place] & left).any()
     return np.flatnonzero(left)
 
 
-def _moves_no_worse(pipeline: Pipeline) -> np.ndarray:
-    """(G, G) whether all moves from and to a place may be from and to the first one instead of the second."""
+def _covered(chain: Chain, figures: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(K, n) whether, for layers of a kind, each strategy of the second place of each pair has one of the first place
+    that can stand in for it."""
+    ends = np.append(chain.first_of_place[1:], chain.strategies)
+    most = int((ends - chain.first_of_place).max())
+    # Strategies of each place, and as many more as others have, which are none.
+    own = np.minimum(chain.first_of_place[:, None] + np.arange(most), ends[:, None])
+    own[own == ends[:, None]] = chain.strategies
+    figures = np.append(figures, np.full((*figures.shape[:2], 1), np.inf), axis=2)
+    result = np.empty((figures.shape[1], len(first)), dtype=bool)
+    for kind, row in enumerate(result):
+        can = np.ones((len(first), most, most), dtype=bool)
+        for figure in figures[:, kind]:
+            can &= figure[own[first]][:, :, None] <= figure[own[second]][:, None, :]
+        row[:] = can.any(axis=1).all(axis=1)
+    return result
+
+
+def _moves_no_worse(pipeline: Pipeline, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n,) whether all moves from and to the second place of each pair may be from and to the first one instead."""
     chain = pipeline.chain
-    result: np.ndarray = np.all(pipeline.end[..., :, None] <= pipeline.end[..., None, :], axis=(0, 1))
-    same = np.eye(chain.places, dtype=bool)
+    result: np.ndarray = (pipeline.end[..., first] <= pipeline.end[..., second]).all(axis=(0, 1))
+    others = np.arange(chain.places) != second[:, None]
     for move in (chain.move_s, chain.move_kept, pipeline.enter_s, pipeline.receive_s):
         for step in _unlike(move):
             stays = np.diagonal(step)
-            result &= stays[:, None] <= stays[None, :]
-            # [a, b, c]: the moves of a and of b to c, and from c, where c is not b.
-            onward = (step[:, None, :] <= step[None, :, :]) | same[None]
-            back = (step.T[:, None, :] <= step.T[None, :, :]) | same[None]
-            result &= onward.all(axis=2) & back.all(axis=2)
+            result &= stays[first] <= stays[second]
+            for each in (step, step.T):
+                result &= ((each[first] <= each[second]) | ~others).all(axis=1)
     return result

@@ -189,11 +189,12 @@ def solve_pipeline(
 
 
 def improved(
-    pipeline: Pipeline, *, known_s: float, gap: float = 0.0, width: int | None = None
+    pipeline: Pipeline, *, known_s: float, gap: float = 0.0, width: int | None = None, tried: int = 0
 ) -> tuple[Solution | None, float]:
     """The same, and seconds that nothing takes less than, but for what is known.
 
-    Args, errors: see `solve_pipeline`.
+    Args, errors: see `solve_pipeline`. tried: the width that the same was solved with before, by which what is known
+        may have been found.
     """
     if width is not None and width < 1:
         raise TableError(f"width: must be at least 1, not {width}")
@@ -208,21 +209,25 @@ def improved(
     left = bounds.columns(reached_s * (1 - gap))
     if not len(left) and np.isinf(reached_s):
         raise _infeasible(pipeline, np.nan)
-    found, left_s = _reduced(smaller.only(left), reached_s, gap, width) if len(left) else (None, np.inf)
+    found, left_s = _reduced(smaller.only(left), reached_s, gap, width, tried) if len(left) else (None, np.inf)
     if found is not None:
         return replace(found, choice=columns[left[found.choice]]), found.bound_s
     bound_s = max(bounds.least_s, min(reached_s * (1 - gap), left_s))
     return best and replace(best, choice=columns[best.choice], bound_s=min(best.step_s, bound_s)), bound_s
 
 
-def _reduced(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> tuple[Solution | None, float]:
+def _reduced(
+    pipeline: Pipeline, known_s: float, gap: float, width: int | None, tried: int
+) -> tuple[Solution | None, float]:
     """As `_swept`, without places that others can stand in for."""
     smaller, columns = without_worse_places(pipeline)
-    found, left_s = _swept(smaller, known_s, gap, width)
+    found, left_s = _swept(smaller, known_s, gap, width, tried)
     return found and replace(found, choice=columns[found.choice]), left_s
 
 
-def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) -> tuple[Solution | None, float]:
+def _swept(
+    pipeline: Pipeline, known_s: float, gap: float, width: int | None, tried: int
+) -> tuple[Solution | None, float]:
     """The same, of what is left; None if nothing is found that is faster than what is known by more than the gap. And
     seconds that nothing takes less than, of what is faster than that."""
     bounds = bounds_of(pipeline)
@@ -234,7 +239,7 @@ def _swept(pipeline: Pipeline, known_s: float, gap: float, width: int | None) ->
     reached_s = known_s if best is None else best.step_s
     dropped_s = left_s = np.inf
     left, left_for_s = None, np.nan
-    for kept in (*(w for w in _WIDTHS if width is None or w < width), width):
+    for kept in (*(w for w in _WIDTHS if tried < w and (width is None or w < width)), width):
         wanted_s = reached_s * (1 - gap)
         if gap and wanted_s <= bounds.least_s:
             left_s = bounds.least_s

@@ -100,8 +100,8 @@ def fastest(
         if turn == _LAST and joint == _JOINT and best is not None:
             bound_s = min(bound_s, promised_s)
             continue
-        wider = width and width * (_WIDER if turn == _AGAIN else 1)
-        solved = try_(problem, bounds.by_layer(wanted_s), gap=gap, width=wider)
+        again = {"width": width * _WIDER, "tried": width} if width and turn == _AGAIN else {"width": width}
+        solved = try_(problem, bounds.by_layer(wanted_s), gap=gap, **again)
         least = max(promised_s, solved.least_s)
         if solved.apart:
             for way in problem.ways(bounds.by_layer(best_s * (1 - gap))):

@@ -83,11 +83,13 @@ class Problem(ABC):
         """Bounds within the budget, without moves; None where nothing fits that is faster than what is known."""
 
     @abstractmethod
-    def solved(self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None) -> Solved:
+    def solved(
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None, tried: int = 0
+    ) -> Solved:
         """A plan that is faster than what is known.
 
         Args:
-            left: (L, S) whether a layer may have a column.
+            left: (L, S) whether a layer may have a column. gap, width, tried: see `improved`.
         """
 
     def everywhere(self, columns: np.ndarray) -> np.ndarray:
@@ -108,10 +110,12 @@ class Separable(Problem):
         bounds = glance(self.free)
         return bounds if bounds.relaxations else None
 
-    def solved(self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None) -> Solved:
+    def solved(
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None, tried: int = 0
+    ) -> Solved:
         tables = self.builder.tables(self.budget_bytes, left)
         try:
-            found, bound_s = improved(tables.pipeline, known_s=known_s, gap=gap, width=width)
+            found, bound_s = improved(tables.pipeline, known_s=known_s, gap=gap, width=width, tried=tried)
         except InfeasibleError:
             return Solved(None, 0.0 if width else np.inf)
         if found is None or found.step_s >= known_s:
@@ -136,7 +140,9 @@ class Joint(Problem):
         bounds = rank_bounds(self.builder.ranks(self.free, closely=True), known_s)
         return bounds if bounds.least_s < known_s else None
 
-    def solved(self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None) -> Solved:
+    def solved(
+        self, left: np.ndarray, known_s: float, *, gap: float = 0.0, width: int | None = None, tried: int = 0
+    ) -> Solved:
         if self.builder.is_open:
             return Solved(None, 0.0, apart=True)
         # What takes one path's share of a move knows none that is endless.
