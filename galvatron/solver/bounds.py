@@ -270,3 +270,16 @@ def least_s(pipeline: Pipeline) -> float:
     seconds = pipeline.chain.total_s.min(axis=1)[pipeline.chain.kinds]
     slowest_s = fullest(seconds, pipeline.stages)
     return max(whole * float(seconds.sum()) + slow * slowest_s for whole, slow in pipeline.lines)
+
+
+def least_bytes(pipeline: Pipeline) -> np.ndarray:
+    """(S,) what all stages together have in use at least when each layer has the same strategy, without moves: with one
+    stage the most at any moment."""
+    chain, kinds = pipeline.chain, pipeline.chain.kinds
+    full = pipeline.full.min(axis=0)[kinds]
+    if pipeline.stages > 1:
+        return full.sum(axis=0)
+    spent = pipeline.spent[0][kinds]
+    running = np.cumsum(full, axis=0) + chain.transient[kinds] + spent.sum(axis=0) - np.cumsum(spent, axis=0)
+    running += pipeline.begin[0, kinds[0]] + pipeline.end[0, kinds[-1]][chain.place]
+    return np.maximum(running.max(axis=0), pipeline.updating[kinds].sum(axis=0))

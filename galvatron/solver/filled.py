@@ -17,8 +17,8 @@ from galvatron.solver.pareto import frontier
 from galvatron.solver.relaxation import Relaxation, scaled
 from galvatron.solver.tables import Pipeline
 
-_LEVELS, _WORK = 4096, 4e7
-"""At most so many levels, and so many sums in all."""
+_LEVELS, _PER_STRATEGY, _WORK = 4096, 32, 4e7
+"""At most so many levels, so many for each strategy that there is to choose from, and so many sums in all."""
 
 _STRETCHES = 256
 """Levels are taken together to at most so many where a layer is looked at under every strategy that it may have."""
@@ -115,7 +115,8 @@ class Filled:
         """
         chain, (stages, layers, _) = pipeline.chain, allowed.shape
         places = _Places.of_pipeline(pipeline)
-        levels = int(min(_LEVELS, max(16, _WORK / (stages * layers * (places.count**2 + _APART * places.count)))))
+        most = min(_LEVELS, _PER_STRATEGY * chain.strategies)
+        levels = int(min(most, max(16, _WORK / (stages * layers * (places.count**2 + _APART * places.count)))))
         low = needed.bytes.min(axis=2)
         used = _least_used(pipeline, allowed)
         room = np.where(np.isfinite(low + used), pipeline.budget[:, None] - low - used, 0.0).max(axis=1)

@@ -6,6 +6,7 @@ with the memory of the whole device. Borders then move away from the device that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from galvatron.solver.charges import at_end
 from galvatron.solver.duals import Dual, dual
+from galvatron.solver.hulls import Hull, shared_out
 from galvatron.solver.ranks import Ranks, balanced, rank_bounds
 from galvatron.solver.tables import Chain, Pipeline
 
@@ -49,8 +51,8 @@ def placed_best(
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
-    """A choice with its borders.
+class Sketch:
+    """What devices take with some borders.
 
     Attributes:
         seconds: (R,) what each device takes at least; infinite where nothing fits.
@@ -58,7 +60,6 @@ class Placed:
     """
 
     borders: np.ndarray
-    choice: np.ndarray
     seconds: np.ndarray
     lacking: np.ndarray
 
@@ -68,6 +69,13 @@ class Placed:
         return float(self.lacking.sum()), float(self.seconds.max()), float(self.seconds.sum())
 
 
+@dataclass(frozen=True, eq=False)
+class Placed(Sketch):
+    """A choice with its borders."""
+
+    choice: np.ndarray
+
+
 @dataclass
 class Placer:
     """Finds choices for a problem; what one device does is kept."""
@@ -75,39 +83,37 @@ class Placer:
     ranks: Ranks
     budget: np.ndarray = field(init=False)
     _known: dict[tuple[object, ...], Dual] = field(default_factory=dict)
+    _hulls: dict[tuple[object, ...], Hull] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.budget = self.ranks.budget
-
-    def start(self) -> Placed:
-        """A choice with stages of about equal time."""
-        chain = self.ranks.pipeline.chain
-        times = chain.total_s.min(axis=1)[chain.kinds]
-        return self.placed(balanced(times, [1.0] * self.ranks.pipeline.stages))
 
     def starts(self) -> Iterator[Placed]:
         """Good choices, with stages of about equal time, and of about equal bytes."""
         pipeline = self.ranks.pipeline
         chain, stages = pipeline.chain, pipeline.stages
+        times = chain.total_s.min(axis=1)[chain.kinds]
+        first = self.moved(balanced(times, [1.0] * stages))
+        yield self.placed(first)
         bytes_ = np.where(np.isfinite(chain.total_s), pipeline.full.mean(axis=0), np.inf).min(axis=1)[chain.kinds]
         held = pipeline.full.sum(axis=(1, 2))
         shares = np.divide(1.0, held, out=np.ones(stages), where=held > 0)
-        first = self.moved(self.start())
-        yield first
-        second = self.moved(self.placed(balanced(bytes_, shares.tolist())))
-        if (second.borders != first.borders).any():
-            yield second
+        second = self.moved(balanced(bytes_, shares.tolist()))
+        if (second != first).any():
+            yield self.placed(second)
 
-    def moved(self, placed: Placed) -> Placed:
-        """With borders that no single step away from the slowest device, or one that lacks memory, makes better."""
+    def moved(self, borders: np.ndarray) -> np.ndarray:
+        """Borders that no single step away from the slowest device, or one that lacks memory, makes better, by what
+        layers take without moves."""
+        best = self.sketched(borders)
         for _ in range(_MOVES):
-            worst = int((placed.lacking if placed.lacking.any() else placed.seconds).argmax())
-            others = [self.placed(borders) for borders in self._around(placed.borders, worst)]
-            best = min(others, key=lambda other: other.worth, default=placed)
-            if best.worth >= placed.worth:
+            worst = int((best.lacking if best.lacking.any() else best.seconds).argmax())
+            others = [self.sketched(other) for other in self._around(best.borders, worst)]
+            other = min(others, key=lambda other: other.worth, default=best)
+            if other.worth >= best.worth:
                 break
-            placed = best
-        return placed
+            best = other
+        return best.borders
 
     def _around(self, borders: np.ndarray, device: int) -> Iterator[np.ndarray]:
         """Borders that take a layer from a device, or give it one."""
@@ -118,6 +124,32 @@ class Placer:
                 other[edge] += step
                 if (np.diff(other) > 0).all():
                     yield other
+
+    def sketched(self, borders: np.ndarray) -> Sketch:
+        """What devices take with some borders, without moves."""
+        found = [self._sketched(device, borders) for device in range(self.ranks.devices)]
+        return Sketch(borders, *np.array(found).T)
+
+    def _sketched(self, device: int, borders: np.ndarray) -> tuple[float, float]:
+        own = np.flatnonzero(self.ranks.holders == device)
+        kinds = [self.ranks.pipeline.chain.kinds[its] for its in layers_of(self.ranks, device, borders)]
+        parts = [(stage, kind, False, False) for stage, its in zip(own.tolist(), kinds, strict=True) for kind in its]
+        parts[0], parts[-1] = (*parts[0][:2], True, parts[0][3]), (*parts[-1][:3], True)
+        layers = Counter(parts)
+        return shared_out([(self._hull(device, *part), count) for part, count in layers.items()], self.budget[device])
+
+    def _hull(self, device: int, stage: int, kind: int, begins: bool, ends: bool) -> Hull:
+        """Of a layer of a device, by whether it is the first or the last one there; see `device_alone`."""
+        key = device, stage, kind, begins, ends
+        if key not in self._hulls:
+            pipeline, chain = self.ranks.pipeline, self.ranks.pipeline.chain
+            times = int((self.ranks.holders == device).sum())
+            seconds = self.ranks.paths[device].own[stage] @ chain.micro_s[kind] + chain.step_s[kind]
+            bytes_ = pipeline.full[stage, kind] + pipeline.late[stage, kind]
+            bytes_ = bytes_ + begins * pipeline.begin[stage, kind]
+            bytes_ = bytes_ + ends * times * (pipeline.end[stage, kind, chain.place] + chain.transient[kind])
+            self._hulls[key] = Hull.of(bytes_, seconds)
+        return self._hulls[key]
 
     def placed(self, borders: np.ndarray) -> Placed:
         """The choice of some borders."""
@@ -133,7 +165,7 @@ class Placer:
                 seconds[device] = _seconds(alone, found.choice)
             else:
                 lacking[device] = max(0.0, found.least_bytes - budget[device])
-        return Placed(borders, choice, seconds, lacking)
+        return Placed(borders, seconds, lacking, choice)
 
     def fitted(self, placed: Placed, price: Price, known_s: float) -> tuple[float, Placed]:
         """What a choice takes as it is priced, with less memory for devices where it does not fit; infinite if that
@@ -145,7 +177,7 @@ class Placer:
             if (over <= 0).all():
                 return seconds, placed
             self.budget = self.budget - 1.25 * np.maximum(0.0, over)
-            placed = self.moved(self.placed(placed.borders))
+            placed = self.placed(self.moved(placed.borders))
         self.budget = self.ranks.budget
         return np.inf, placed
 

@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 
 from galvatron.solver.charges import Charge, at_end, in_update
-from galvatron.solver.relaxation import Weights
 from galvatron.solver.spread import fullest
 from galvatron.solver.tables import Pipeline, Rates
 
@@ -57,6 +56,14 @@ class Ranks:
         """(R,) bytes of each device."""
         return np.bincount(self.holders, self.pipeline.budget, self.devices)
 
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """(V, K, S) of a step, of which no choice takes less than the sum over its layers."""
+        chain = self.pipeline.chain
+        missing = np.isinf(chain.total_s)
+        seconds = np.tensordot(self.bound.own, np.where(missing[:, None], 0.0, chain.micro_s), axes=(1, 1))
+        return np.where(missing, np.inf, seconds + chain.step_s / self.devices)
+
     @property
     def fits(self) -> bool:
         """Whether all devices together have the bytes that every layer takes at least."""
@@ -84,12 +91,18 @@ class Ranks:
         return replace(self, pipeline=self.pipeline.only(columns))
 
 
+_ENDS, _BEGINS = 1, 2
+"""Of a layer in its stage: it may be within it, the last one, the first one, or both, which is their sum."""
+
+
 @dataclass(frozen=True, eq=False)
 class Priced:
-    """What a choice takes at least, with a price on what is charged.
+    """What a choice takes at least without its moves, with a price on what is charged.
 
     Attributes:
         prices: (R,) seconds of a step for a byte of each device.
+        lengths: (4, V, K, S) of layers, by what they are in their stage.
+        behind: (L + 1, 2, V) the least length from a layer on, if its stage goes on with it, and if it begins there.
         least_s: no choice that fits takes less.
         over: (R,) bytes over the budgets of a choice that takes as long at these prices.
     """
@@ -97,30 +110,75 @@ class Priced:
     ranks: Ranks
     charge: Charge
     prices: np.ndarray
-    weights: Weights
-    completions: np.ndarray
+    lengths: np.ndarray
+    behind: np.ndarray
     least_s: float
     over: np.ndarray
 
     @classmethod
     def of(cls, ranks: Ranks, charge: Charge, prices: np.ndarray) -> Priced:
         """At some prices."""
-        pipeline = ranks.pipeline
-        each = prices[ranks.holders]
-        weights = Weights.of(pipeline, ranks.bound, 1 / ranks.devices, each, charge)
-        completions = weights.completions(pipeline)
-        kind = pipeline.chain.kinds[0]
-        paid_s = pipeline.paid_s(each).sum()
-        length_s = (weights.begin[0, kind] + weights.layer[0, kind] + completions[0, 0]).min()
-        used = _used(ranks, charge, *_path(pipeline, weights, completions)) if np.isfinite(length_s) else np.nan
-        return cls(ranks, charge, prices, weights, completions, float(length_s - paid_s), used - ranks.budget)
+        kinds, stages = ranks.pipeline.chain.kinds, ranks.pipeline.stages
+        price = prices[ranks.holders][:, None, None]
+        lengths = _by_part(ranks.seconds + price * charge.layer, price * charge.begin, price * charge.end)
+        chosen = lengths.argmin(axis=3)[..., None]
+        used = _by_part(charge.layer, charge.begin, charge.end)
+        least, used = (np.take_along_axis(each, chosen, axis=3)[..., 0] for each in (lengths, used))
+        going, ending = (least[part::_BEGINS][..., kinds].transpose(2, 0, 1) for part in (0, _ENDS))
+        behind, ends = np.full((len(kinds) + 1, 2, stages), np.inf), np.empty((len(kinds), 2, stages), dtype=bool)
+        closed = np.append(np.full(stages - 1, np.inf), 0.0)
+        for layer in reversed(range(len(kinds))):
+            on_s, end_s = going[layer] + behind[layer + 1, 0], ending[layer] + closed
+            np.less(end_s, on_s, out=ends[layer])
+            np.minimum(on_s, end_s, out=behind[layer])
+            closed[:-1], closed[-1] = behind[layer, 1, 1:], np.inf
+        length_s = float(behind[0, 1, 0])
+        paid_s = ranks.pipeline.paid_s(prices[ranks.holders]).sum()
+        over = np.full(ranks.devices, np.nan)
+        if np.isfinite(length_s):
+            parts, stage = _path(ends)
+            over = np.bincount(ranks.holders[stage], used[parts, stage, kinds], ranks.devices) - ranks.budget
+        return cls(ranks, charge, prices, lengths, behind, float(length_s - paid_s), over)
 
     def by_layer(self, known_s: float) -> np.ndarray:
         """(L, S) whether a layer may have a strategy in a choice that takes no more than what is known."""
-        reached = self.weights.reached(self.ranks.pipeline)[0]
+        kinds, stages = self.ranks.pipeline.chain.kinds, self.ranks.pipeline.stages
         paid_s = self.ranks.pipeline.paid_s(self.prices[self.ranks.holders]).sum()
         limit_s = known_s + paid_s + 1e-11 * (abs(known_s) + paid_s)
-        return (reached + self.completions <= limit_s).any(axis=0)
+        least = self.lengths.min(axis=3)
+        before = np.full((2, stages), np.inf)
+        before[1, 0] = 0.0
+        result = np.empty((len(kinds), self.lengths.shape[3]), dtype=bool)
+        for layer, kind in enumerate(kinds):
+            going, closed = self.behind[layer + 1, 0], np.append(self.behind[layer + 1, 1, 1:], np.inf)
+            if layer + 1 == len(kinds):
+                closed[-1] = 0.0
+            own = self.lengths[:, :, kind] + np.repeat(before, 2, axis=0)[..., None]
+            through_s = own + np.stack([going, closed, going, closed])[..., None]
+            result[layer] = (through_s <= limit_s).any(axis=(0, 1))
+            up = (least[:, :, kind] + np.repeat(before, 2, axis=0)).reshape(2, 2, stages).min(axis=0)
+            before = np.stack([up[0], np.append(np.inf, up[1, :-1])])
+        return result
+
+
+def _by_part(layer: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """(4, V, K, S) of layers, by what they are in their stage."""
+    return np.stack([layer, layer + end, layer + begin, layer + begin + end])
+
+
+def _path(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) what each layer of a shortest path is in its stage, and (L,) its stage.
+
+    Args:
+        ends: (L, 2, V) whether its stage ends with a layer, if it goes on with it, and if it begins there.
+    """
+    parts, stages, begins, stage = [], [], 1, 0
+    for last in ends.tolist():
+        end = last[begins][stage]
+        parts.append(_BEGINS * begins + _ENDS * end)
+        stages.append(stage)
+        begins, stage = int(end), stage + end
+    return np.array(parts), np.array(stages)
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,40 +278,6 @@ def _ascended(best: Priced, known_s: float, rounds: int) -> Priced:
 
 def _least_s(priced: Priced) -> float:
     return priced.least_s
-
-
-def _path(pipeline: Pipeline, weights: Weights, completions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(L,) the strategies of a shortest path, and (L,) the stages of its layers."""
-    chain = pipeline.chain
-    first = chain.kinds[0]
-    choice, stages = [int((weights.begin[0, first] + weights.layer[0, first] + completions[0, 0]).argmin())], [0]
-    for layer in range(1, chain.layers):
-        kind, move, stage, before = chain.kinds[layer], chain.moves[layer], stages[-1], choice[-1]
-        behind = weights.layer[:, kind] + completions[:, layer]
-        going = weights.move[stage, move, chain.place[before]][chain.place] + behind[stage]
-        entering = np.full_like(going, np.inf)
-        if stage + 1 < pipeline.stages:
-            entering = weights.enter[stage + 1, move, chain.place[before]][chain.place] + behind[stage + 1]
-            entering += weights.begin[stage + 1, kind] + weights.end[stage, chain.kinds[layer - 1], before]
-        enters = entering.min() < going.min()
-        choice.append(int((entering if enters else going).argmin()))
-        stages.append(stage + int(enters))
-    return np.array(choice), np.array(stages)
-
-
-def _used(ranks: Ranks, charge: Charge, choice: np.ndarray, stages: np.ndarray) -> np.ndarray:
-    """(R,) the bytes of a choice that are charged, of each device."""
-    chain = ranks.pipeline.chain
-    opens = np.append(True, stages[1:] != stages[:-1])
-    closes = np.append(opens[1:], True)
-    used = charge.layer[stages, chain.kinds, choice]
-    used += np.where(opens, charge.begin[stages, chain.kinds, choice], 0.0)
-    used += np.where(closes, charge.end[stages, chain.kinds, choice], 0.0)
-    if charge.move is not None:
-        places = chain.place[choice]
-        moved = charge.move[stages[1:], chain.moves[1:], places[:-1], places[1:]]
-        used[1:] += np.where(opens[1:], 0.0, moved)
-    return np.bincount(ranks.holders[stages], used, ranks.devices)
 
 
 def balanced(weights: np.ndarray, shares: Sequence[float]) -> np.ndarray:

@@ -19,6 +19,7 @@ from galvatron.solver import (
     RankBounds,
     glance,
     improved,
+    least_bytes,
     least_s,
     placed_best,
     rank_bounds,
@@ -167,8 +168,7 @@ def uniform(problems: Sequence[Problem], most: int) -> list[tuple[float, int, in
             continue
         chain = problem.free.chain
         seconds = (problem.free.whole_s * chain.total_s + chain.step_s)[chain.kinds].sum(axis=0)
-        bytes_ = problem.free.full.min(axis=0)[chain.kinds].sum(axis=0)
-        seconds[bytes_ > problem.free.budget.sum()] = np.inf
+        seconds[least_bytes(problem.free) > problem.free.budget.sum()] = np.inf
         order = np.argsort(seconds, kind="stable")[:most]
         found += [(float(seconds[column]), which, int(column)) for column in order if np.isfinite(seconds[column])]
     return sorted(found)[:most]

@@ -35,7 +35,7 @@ def choices_of_ties(
     Args:
         tied: the layers of each tie, by its name.
     """
-    keepings = {id(own): _keepings(own) for own in candidates}
+    keepings = {id(candidates[i]): _keepings(candidates[i]) for i in itertools.chain(*tied.values())}
     options = [common([keepings[id(candidates[index])] for index in layers]) for layers in tied.values()]
     patterns, alike = itertools.product((False, True), repeat=len(tied)), False
     if math.prod(1 + len(own) for own in options) > limits.WAYS:
