@@ -1,9 +1,9 @@
 """What the layers of a device take at least within its memory, whatever order they are in: no moves, and each layer by
 itself.
 
-Of the strategies of a layer those are looked at that are on the lower hull of their bytes and seconds. From the smallest
-ones on, layers take the step that saves most for its bytes, for as long as bytes are left: that is as good as any choice
-but for the last step (Dantzig, 1957).
+Of the strategies of a layer those are looked at that are on the lower hull of their bytes and seconds. From the
+smallest ones on, layers take the step that saves most for its bytes, for as long as bytes are left: that is as good as
+any choice but for the last step (Dantzig, 1957).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -26,6 +27,9 @@ _FITTING = 3
 
 _MOVES = 8
 """How often a border is moved."""
+
+_TRANSIENT = 8
+"""So many amounts of bytes are tried that layers of a device may take while they run."""
 
 
 def placed_best(
@@ -78,11 +82,15 @@ class Placed(Sketch):
 
 @dataclass
 class Placer:
-    """Finds choices for a problem; what one device does is kept."""
+    """Finds choices for a problem; what one device does is kept.
+
+    A device keeps some bytes free for the layer that runs, and all of its layers are such that they take no more.
+    """
 
     ranks: Ranks
     budget: np.ndarray = field(init=False)
     _known: dict[tuple[object, ...], Dual] = field(default_factory=dict)
+    _shared: dict[tuple[object, ...], tuple[float, float, float]] = field(default_factory=dict)
     _hulls: dict[tuple[object, ...], Hull] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,28 +135,45 @@ class Placer:
 
     def sketched(self, borders: np.ndarray) -> Sketch:
         """What devices take with some borders, without moves."""
-        found = [self._sketched(device, borders) for device in range(self.ranks.devices)]
+        found = [self._sketched(device, borders)[:2] for device in range(self.ranks.devices)]
         return Sketch(borders, *np.array(found).T)
 
-    def _sketched(self, device: int, borders: np.ndarray) -> tuple[float, float]:
+    @cached_property
+    def _transient(self) -> np.ndarray:
+        """Bytes that may be kept free for a layer that runs, by stages of a device."""
+        chain = self.ranks.pipeline.chain
+        return np.unique(
+            np.quantile(chain.transient[np.isfinite(chain.total_s)], np.linspace(0, 1, _TRANSIENT), method="higher")
+        )
+
+    def _sketched(self, device: int, borders: np.ndarray) -> tuple[float, float, float]:
+        """Seconds, bytes that are missing, and those that are kept free for a layer that runs."""
         own = np.flatnonzero(self.ranks.holders == device)
         kinds = [self.ranks.pipeline.chain.kinds[its] for its in layers_of(self.ranks, device, borders)]
         parts = [(stage, kind, False, False) for stage, its in zip(own.tolist(), kinds, strict=True) for kind in its]
         parts[0], parts[-1] = (*parts[0][:2], True, parts[0][3]), (*parts[-1][:3], True)
-        layers = Counter(parts)
-        return shared_out([(self._hull(device, *part), count) for part, count in layers.items()], self.budget[device])
+        layers, budget = Counter(parts), float(self.budget[device])
+        key = device, budget, *layers.items()
+        if key not in self._shared:
+            found = []
+            for bytes_ in self._transient.tolist():
+                hulls = [(self._hull(bytes_, device, *part), count) for part, count in layers.items()]
+                found.append((*shared_out(hulls, budget - len(own) * bytes_), bytes_))
+            self._shared[key] = min(found, key=lambda each: (each[1], each[0]))
+        return self._shared[key]
 
-    def _hull(self, device: int, stage: int, kind: int, begins: bool, ends: bool) -> Hull:
-        """Of a layer of a device, by whether it is the first or the last one there; see `device_alone`."""
-        key = device, stage, kind, begins, ends
+    def _hull(self, most: float, device: int, stage: int, kind: int, begins: bool, ends: bool) -> Hull:
+        """Of a layer of a device that takes no more than so much while it runs, by whether it is the first or the last
+        one there; see `device_alone`."""
+        key = most, device, stage, kind, begins, ends
         if key not in self._hulls:
             pipeline, chain = self.ranks.pipeline, self.ranks.pipeline.chain
             times = int((self.ranks.holders == device).sum())
             seconds = self.ranks.paths[device].own[stage] @ chain.micro_s[kind] + chain.step_s[kind]
             bytes_ = pipeline.full[stage, kind] + pipeline.late[stage, kind]
             bytes_ = bytes_ + begins * pipeline.begin[stage, kind]
-            bytes_ = bytes_ + ends * times * (pipeline.end[stage, kind, chain.place] + chain.transient[kind])
-            self._hulls[key] = Hull.of(bytes_, seconds)
+            bytes_ = bytes_ + ends * times * pipeline.end[stage, kind, chain.place]
+            self._hulls[key] = Hull.of(bytes_, np.where(chain.transient[kind] <= most, seconds, np.inf))
         return self._hulls[key]
 
     def placed(self, borders: np.ndarray) -> Placed:
@@ -185,10 +210,18 @@ class Placer:
         chain = self.ranks.pipeline.chain
         layers = layers_of(self.ranks, device, borders)
         runs = [(chain.kinds[its].tobytes(), chain.moves[its[1:]].tobytes()) for its in layers]
-        key = (device, budget, *runs)
+        most = self._sketched(device, borders)[2]
+        key = (device, budget, most, *runs)
         if key not in self._known:
             alone = device_alone(self.ranks, device, borders)
-            alone = replace(alone, budget=np.array([budget]))
+            taken = len(layers) * most
+            fits = alone.chain.transient <= taken
+            free = replace(
+                alone.chain,
+                micro_s=np.where(fits[:, None], alone.chain.micro_s, np.inf),
+                transient=np.zeros_like(alone.chain.transient),
+            )
+            alone = replace(alone, chain=free, budget=np.array([budget - taken]))
             self._known[key] = dual(alone, at_end(alone))
         return self._known[key]
 
