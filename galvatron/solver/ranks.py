@@ -223,7 +223,7 @@ def _best(ranks: Ranks, charge: Charge, known_s: float, rounds: int) -> Priced:
     best = small = Priced.of(ranks, charge, np.zeros(ranks.devices))
     if (best.over <= 0).all() or not np.isfinite(best.least_s):
         return best
-    price = best.least_s / ranks.budget.sum()
+    price = best.least_s / max(1.0, float(ranks.budget.sum()))
     over = best.over.sum() > 0
     for _ in range(rounds if over else 0):  # a price that is too high, or one at which nothing is left to find
         found = Priced.of(ranks, charge, np.full(ranks.devices, price))
