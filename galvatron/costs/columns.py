@@ -19,6 +19,12 @@ def stacked(values: Sequence[_Value]) -> _Value:
     return shaped(values[0], (np.array(column, dtype=float) for column in columns))
 
 
+def joined(values: Sequence[_Value]) -> _Value:
+    """Many of arrays as one, in which these stand behind each other. Tuples are left out: they stay those of the first."""
+    figures = attrgetter(*names(values[0]))
+    return shaped(values[0], map(np.concatenate, zip(*map(figures, values), strict=True)))
+
+
 def taken(value: _Value, which: Any) -> _Value:
     """The same of some of the many, by their numbers, or of one; figures that are no arrays stay."""
     return type(value)(**{name: _taken(part, which) for name, part in _parts(value)})

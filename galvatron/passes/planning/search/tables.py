@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from galvatron.costs.columns import joined
 from galvatron.costs.model import CostModel, Front, LayerCost
 from galvatron.costs.objective import Setting, is_last
 from galvatron.costs.steepest import steepest
@@ -255,7 +256,8 @@ class TableBuilder:
         """Of each kind; see `_row`."""
         firsts = self._numbered_layers[1]
         if self._among is None:
-            return _stacked([self._row(i) for i in firsts])
+            figures = self._figures(firsts)
+            return _stacked([self._row(i, own) for i, own in zip(firsts, figures, strict=True)])
         rows, own = self._among._rows, self._keeping(self.setting.ties)[firsts]
         allowed = np.tile(own, len(self.borders.memories))[:, None]
         return {**rows, "micro_s": np.where(allowed, rows["micro_s"], np.inf)}
@@ -270,10 +272,13 @@ class TableBuilder:
         known = index < len(self.candidates)
         return (*self.kinds[index - 1 : index + 1], *self.borders.moving(index)) if known else ()
 
-    def _row(self, index: int) -> dict[str, np.ndarray]:
-        """Of a layer, arrays whose last dimension is that of the columns, or of the places for `end`."""
+    def _row(self, index: int, figures: np.ndarray) -> dict[str, np.ndarray]:
+        """Of a layer, arrays whose last dimension is that of the columns, or of the places for `end`.
+
+        Args:
+            figures: see `_figures`.
+        """
         setting, held = self.setting, np.array(self.setting.in_flight)
-        figures = np.concatenate([self._figures(index, memory) for memory in self.borders.memories], axis=1)
         phases, share = len(setting.order.parts), self._share
         figures[phases + _FIGURES.index("transient")] *= share
         back = np.minimum(setting.micro_batches - held, SENDS_IN_FLIGHT + 1)
@@ -291,19 +296,30 @@ class TableBuilder:
             "end": np.tile(share * np.multiply.outer(leaving, sent), times),
         }
 
-    def _figures(self, index: int, memory: int) -> np.ndarray:
-        """Of a layer with a memory, by strategy: seconds of each phase, `_FIGURES`, and late bytes of each stage."""
-        setting = self.setting
+    def _figures(self, layers: Sequence[int]) -> np.ndarray:
+        """Of each of some layers, with each memory, by strategy: seconds of each phase, `_FIGURES`, and late bytes of
+        each stage."""
+        setting, memories, strategies = self.setting, self.borders.memories, len(self.strategies)
         phases = len(setting.order.parts)
-        table = np.zeros((phases + len(_FIGURES) + len(setting.in_flight), len(self.strategies)))
-        table[:phases] = np.inf
-        columns, cost = self.columns.cost(index)
-        if cost is not None and self.borders.possible(index, memory):
-            cost = cost.turned(setting.turning_share) if is_last(self.model, index) else cost
-            cost = self._settled(cost, index, memory)
-            late = [setting.late_bytes(cost, held) for held in setting.in_flight]
-            for row, figure in zip(table, (*cost.times.parts(setting.order), *_once(cost), *late), strict=True):
-                row[columns] = figure
+        table = np.zeros((len(layers), phases + len(_FIGURES) + len(setting.in_flight), len(memories) * strategies))
+        table[:, :phases] = np.inf
+        rows: list[int] = []
+        columns: list[np.ndarray] = []
+        costs: list[LayerCost] = []
+        for row, index in enumerate(layers):
+            own, cost = self.columns.cost(index)
+            if cost is not None and is_last(self.model, index):
+                cost = cost.turned(setting.turning_share)
+            for memory in memories if cost is not None else ():
+                if self.borders.possible(index, memory):
+                    rows += [row] * len(own)
+                    columns.append(own + memory * strategies)
+                    costs.append(self._settled(cost, index, memory))
+        if costs:
+            every = joined(costs)
+            late = [setting.late_bytes(every, held) for held in setting.in_flight]
+            figures = np.broadcast_arrays(*every.times.parts(setting.order), *_once(every), *late)
+            table[np.array(rows), :, np.concatenate(columns)] = np.stack(figures, axis=1)
         return table
 
     def _settled(self, cost: LayerCost, index: int, memory: int) -> LayerCost:
