@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -20,9 +20,15 @@ def stacked(values: Sequence[_Value]) -> _Value:
 
 
 def joined(values: Sequence[_Value]) -> _Value:
-    """Many of arrays as one, in which these stand behind each other. Tuples are left out: they stay those of the first."""
-    figures = attrgetter(*names(values[0]))
-    return shaped(values[0], map(np.concatenate, zip(*map(figures, values), strict=True)))
+    """Many of arrays as one, in which these stand behind each other; figures that are no arrays are those of each of
+    the many. Tuples are left out: they stay those of the first."""
+    rows = list(map(attrgetter(*names(values[0])), values))
+    counts = [max(map(np.size, row)) for row in rows]
+
+    def behind_each_other(figures: Iterable[Any]) -> np.ndarray:
+        return np.concatenate([np.broadcast_to(own, count) for own, count in zip(figures, counts, strict=True)])
+
+    return shaped(values[0], map(behind_each_other, zip(*rows, strict=True)))
 
 
 def taken(value: _Value, which: Any) -> _Value:
