@@ -106,6 +106,8 @@ OPERATORS: dict[str, Operator] = {
     "clamp_min": _promoted(written="self.clamp_min(min)", thresholds=("min",), elements="mixed"),
     "clamp_max": _promoted(written="self.clamp_max(max)", thresholds=("max",), elements="mixed"),
     "maximum": _promoted(written="torch.maximum(self, other)"),
+    "max.other": _promoted(written={"other": "torch.maximum(self, other)"}),
+    "min.other": _promoted(written={"other": "torch.minimum(self, other)"}),
     "minimum": _promoted(written="torch.minimum(self, other)"),
     "floor": _pointwise(written="self.floor()"),
     "ceil": _pointwise(written="self.ceil()"),

@@ -16,7 +16,7 @@ from galvatron.ir.ops.table import operator_of
 from galvatron.ir.random import without_site
 from galvatron.ir.types import TensorType
 
-_REAL = ("f64", "f32", "f16", "bf16")
+_REAL = ("f64", "f32", "f16", "bf16")  # the widest first
 _WHOLE = ("i64", "i32", "i16", "i8", "u8")
 
 
@@ -81,12 +81,14 @@ def _summed(_op: Op, dtypes: set[str], _types: object) -> str | None:
     return "i64" if _the_one(dtypes, ("bool", *_WHOLE)) else _the_one(dtypes, _REAL)
 
 
-def _promoted(op: Op, dtypes: set[str], _types: object) -> str | None:
-    """The real type among others that are smaller in kind, or the whole one where no number of Python is real."""
+def _promoted(op: Op, dtypes: set[str], types: Mapping[str, TensorType]) -> str | None:
+    """The real type among others that are smaller in kind, the widest one of several, of which those without dimensions
+    count where no other is real; or the whole one where no number of Python is real."""
     if not dtypes <= {"bool", *_WHOLE, *_REAL}:
         return None
-    if real := dtypes & set(_REAL):
-        return _the_one(real, _REAL)
+    if real := [types[name] for name in op.operands if types[name].dtype in _REAL]:
+        wide = {type_.dtype for type_ in [type_ for type_ in real if type_.shape] or real}
+        return "f32" if wide == {"f16", "bf16"} else min(wide, key=_REAL.index)
     return None if _has_reals(op) else _the_one(dtypes - {"bool"}, _WHOLE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -68,7 +69,6 @@ def test_what_torch_refuses_is_refused(target: str) -> None:
     [
         ("aten.mean.dim", (X, (2,)), {"x": "c64"}),
         ("aten.sum.dim_IntList", (X, (2,)), {"x": "c64"}),
-        ("aten.add.Tensor", (X, W), {"w": "f64"}),
         ("aten.add.Tensor", (X, 0.5), {"x": "i64"}),
         ("aten.bitwise_and.Scalar", (X, 1), {"x": "bool"}),
         ("aten.pow.Tensor_Scalar", (X, 0.5), {"x": "i64"}),
@@ -78,6 +78,20 @@ def test_what_torch_refuses_is_refused(target: str) -> None:
 def test_of_other_types_torch_is_asked(target: str, args: tuple[Arg, ...], of: dict[str, str]) -> None:
     known = {name: TensorType(of.get(name, type_.dtype), type_.shape) for name, type_ in types("f32").items()}
     assert expected_dtype(op(target, args, value("y", "f32", BATCH, 4, 8)), known) is None
+
+
+@pytest.mark.parametrize("target", ["aten.mul.Tensor", "aten.min.other"])
+def test_several_types_come_to_one(target: str) -> None:
+    dtypes = ["f64", "f32", "f16", "bf16", "i64", "i32", "u8", "bool"]
+    told = 0
+    for one, other, number in itertools.product(dtypes, dtypes, ["x", "w", ""]):
+        known = {"x": TensorType(one, (4, 8)), "w": TensorType(other, (8,))}
+        known |= {number: TensorType(known[number].dtype, ())} if number else {}
+        made = op(target, (X, W), value("y", "f32", 4, 8))
+        if (dtype := expected_dtype(made, known)) is not None:
+            ((found,), told) = computed_types(made, known, BATCHES[0]), told + 1
+            assert found.dtype == dtype, (one, other, number)
+    assert told > 100
 
 
 def test_how_a_curve_is_computed_is_one_of_two_ways() -> None:

@@ -44,7 +44,8 @@ def fastest(
     than what is known by then. Choices whose devices hold several stages come last, so that what they promise is
     compared with a good plan: they promise most, and keep least of it. Only the first of these are solved, once there
     is a plan; of the others what they promise stands in what is proven. A choice whose ties are open is solved as if
-    each layer could keep them in its own way; where that is what the best one does, its ways are choices of their own.
+    each layer could keep them in its own way; where that is what the best one does, its ways are choices of their own,
+    of which plans of few strategies are not tried, since there may be hundreds.
 
     Args:
         builders: of the choices.
@@ -93,7 +94,7 @@ def fastest(
         if bounds is None:
             bounds = problem.glance(wanted_s)
             if bounds is not None:
-                if isinstance(bounds, Bounds):
+                if isinstance(bounds, Bounds) and not problem.builder.is_way:
                     try_(problem, problem.everywhere(bounds.started))
                 wait(turn, max(promised_s, bounds.least_s), which, bounds)
             continue

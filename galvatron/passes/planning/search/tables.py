@@ -74,6 +74,11 @@ class TableBuilder:
         """Whether some tie is kept in one of several ways: no plan is one of this choice, but of one of its `ways`."""
         return is_open(self.setting.ties)
 
+    @property
+    def is_way(self) -> bool:
+        """Whether it is a way to keep ties of another one."""
+        return self._among is not None
+
     def settled(self, stages: Stages) -> Setting | None:
         """The setting with ties as the layers of a choice keep them; None where they keep an open one differently."""
         if not self.is_open:
