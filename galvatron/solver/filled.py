@@ -117,6 +117,7 @@ class Filled:
         places = _Places.of_pipeline(pipeline)
         most = min(_LEVELS, _PER_STRATEGY * chain.strategies)
         levels = int(min(most, max(16, _WORK / (stages * layers * (places.count**2 + _APART * places.count)))))
+        stretches = int(min(_STRETCHES, max(8, _WORK / (stages * layers * chain.strategies))))
         low = needed.bytes.min(axis=2)
         used = _least_used(pipeline, allowed)
         room = np.where(np.isfinite(low + used), pipeline.budget[:, None] - low - used, 0.0).max(axis=1)
@@ -124,7 +125,9 @@ class Filled:
         behind_s = np.full((stages, layers, places.count, levels), np.inf)
         through_s = np.full(allowed.shape, np.inf)
         for stage in range(stages):
-            one = _Stage(pipeline, places, relaxation, needed, allowed[stage], stage, float(unit[stage]), levels)
+            one = _Stage(
+                pipeline, places, relaxation, needed, allowed[stage], stage, float(unit[stage]), levels, stretches
+            )
             one.fill_behind(low[stage], behind_s[stage])
             one.fill_through(low[stage], used[stage], behind_s[stage], through_s[stage])
         return cls(places, low, unit, behind_s, through_s)
@@ -148,6 +151,7 @@ class _Stage:
     stage: int
     unit: float
     levels: int
+    stretches: int
     known: dict[Hashable, np.ndarray] = field(default_factory=dict)
 
     def fill_behind(self, low: np.ndarray, behind_s: np.ndarray) -> None:
@@ -193,32 +197,32 @@ class _Stage:
             if np.isfinite(low[layer]) and np.isfinite(used[layer]):
                 some = self._some(layer)
                 through_s[layer, some] = self._through_s(layer, some, arrived, low, used, behind_s[layer])
-            best = self._best(layer)
-            before = self.places.least_of(best, self._reached(layer, best, arrived, used))
+            before = np.full_like(before, np.inf) if arrived is None else self._reached(layer, arrived, used)
+            if np.isfinite(used[layer]):
+                self._begin(layer, used[layer], before)
 
-    def _reached(self, layer: int, some: np.ndarray, arrived: np.ndarray | None, used: np.ndarray) -> np.ndarray:
-        """(n, M) up to a layer and with it, under some strategies, by the level of what is in use.
+    def _reached(self, layer: int, arrived: np.ndarray, used: np.ndarray) -> np.ndarray:
+        """(C, M) up to a layer and with it, by the level of what is in use, the least of each place.
 
         Args:
             arrived: (C, M) up to the layer before and to each place, by the level of what is in use there.
         """
-        kind, stage = self.pipeline.chain.kinds[layer], self.stage
-        found = np.full((len(some), self.levels), np.inf)
-        if not np.isfinite(used[layer]):
-            return found
-        full = self.pipeline.full[stage, kind, some]
-        if arrived is not None:
-            shift = _down((full + used[layer - 1] - used[layer]) / self.unit)
-            found = _shifted(arrived, np.inf)[self.places.of[some], self.levels - np.clip(shift, 0, self.levels)]
-        opened_s = self._opened_s(layer, some)
-        begun = _down((full + self.pipeline.begin[stage, kind, some] - used[layer]) / self.unit)
-        inside = np.flatnonzero((begun < self.levels) & np.isfinite(opened_s))
-        at = inside, np.maximum(begun[inside], 0)
-        found[at] = np.minimum(found[at], opened_s[inside])
+        some, kind, stage = self._best(layer), self.pipeline.chain.kinds[layer], self.stage
+        shift = _down((self.pipeline.full[stage, kind, some] + used[layer - 1] - used[layer]) / self.unit)
+        found = _shifted(arrived, np.inf)[self.places.of[some], self.levels - np.clip(shift, 0, self.levels)]
         found += self._own_s(layer, some)[:, None]
         left = self.pipeline.budget[stage] - used[layer] - np.arange(self.levels) * self.unit
         found[left < self._running(layer, some)[:, None] - self.unit * _ROUNDING] = np.inf
-        return found
+        return self.places.least_of(some, found)
+
+    def _begin(self, layer: int, used: float, reached: np.ndarray) -> None:
+        """Has the stage begin with a layer as well, in what is reached with it (C, M)."""
+        some, kind, stage = self._some(layer), self.pipeline.chain.kinds[layer], self.stage
+        in_use = self.pipeline.full[stage, kind, some] + self.pipeline.begin[stage, kind, some]
+        opened_s, level = self._opened_s(layer, some), np.maximum(_down((in_use - used) / self.unit), 0)
+        fits = self.pipeline.budget[stage] - in_use >= self._running(layer, some) - self.unit * _ROUNDING
+        can = fits & np.isfinite(opened_s) & (level < self.levels)
+        np.minimum.at(reached, (self.places.of[some][can], level[can]), (opened_s + self._own_s(layer, some))[can])
 
     def _through_s(
         self,
@@ -235,7 +239,7 @@ class _Stage:
         in_use = self.pipeline.begin[stage, kind, some][:, None]
         before_s = self._opened_s(layer, some)[:, None]
         if arrived is not None:
-            starts = np.arange(0, self.levels, -(-self.levels // _STRETCHES))
+            starts = np.arange(0, self.levels, -(-self.levels // self.stretches))
             at_once = np.minimum.reduceat(arrived, starts, axis=1)[self.places.of[some]]
             in_use = np.hstack([np.broadcast_to(used[layer - 1] + starts * self.unit, at_once.shape), in_use])
             before_s = np.hstack([at_once, before_s])
@@ -263,12 +267,11 @@ class _Stage:
     def _best(self, layer: int) -> np.ndarray:
         """Those of them that no other of their place is better than in all that tables look at."""
         some, kind, stage = self._some(layer), self.pipeline.chain.kinds[layer], self.stage
-        opened_s, running = self._opened_s(layer, some), self._running(layer, some)
-        key = (kind, some.tobytes(), running.tobytes(), opened_s.tobytes())
+        running = self._running(layer, some)
+        least = running.min(initial=np.finfo(float).max)
+        key = kind, some.tobytes(), (running - least).tobytes()
         if key not in self.known:
-            full = self.pipeline.full[stage, kind, some]
-            opening = full + self.pipeline.begin[stage, kind, some], opened_s
-            figures = (self._own_s(layer, some), full, running, *opening)
+            figures = (self._own_s(layer, some), self.pipeline.full[stage, kind, some], running)
             self.known[key] = some[np.sort(frontier(self.places.of[some], np.column_stack(figures)))]
         return self.known[key]
 
