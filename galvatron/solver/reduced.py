@@ -46,9 +46,9 @@ def _figures(pipeline: Pipeline) -> np.ndarray:
     later = np.empty((0, *chain.state.shape))
     if chain.opening is not None:
         # The more of the first bytes a layer has, the less is left for layers behind it.
-        start_s = np.where(chain.opening.amount > 0, chain.opening.start_s, 0.0)
-        once_s += [chain.step_s + chain.opening.toll_s, chain.step_s + start_s]
-        once_s += [chain.step_s + chain.opening.toll_s + start_s]
+        pays = chain.opening.amount > 0
+        toll_s, start_s = (np.where(pays, each, 0.0) for each in (chain.opening.toll_s, chain.opening.start_s))
+        once_s += [chain.step_s + toll_s, chain.step_s + start_s, chain.step_s + toll_s + start_s]
         later = -chain.opening.amount[None]
     seconds = [scaled(chain.total_s, pipeline.made_up_s) + each for each in once_s]
     if pipeline.stages > 1:
