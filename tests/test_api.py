@@ -322,6 +322,7 @@ def one_plan(world: rt.World, plan: str) -> dict[int, str]:
     return compiled.sources
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("plan", ["dp2", "m2/tp2", "pp2/m2/1f1b/dp1", "pp2/m4/gpipe/dp1-tp2", "dp2-tp2"])
 def test_plans_equal_eager_and_ranks_agree_on_the_code(plan):
     world_size = 4 if plan.endswith("-tp2") else 2
@@ -353,6 +354,7 @@ def as_asked(world: rt.World, required: str, roles: list[str]) -> str:
     return str(compiled.plan)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("ranks", "required", "roles"),
     [(1, "recompute", ["dp"]), (2, "zero3-recompute=selective", ["dp"]), (4, "zero2", ["dp", "tp+sp", "ulysses"])],

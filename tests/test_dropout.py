@@ -167,6 +167,7 @@ def trained(
     return [float(compiled.train_step(batch)) for _ in range(steps)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("plan", some_slow(["tp2", "pp2/m2/1f1b/dp1"], ["dp2", "ulysses2", "cp2"]))
 @pytest.mark.parametrize(("name", "options"), some_slow([("gpt2", GPT2)], [("bert", BERT)]), ids=["gpt2", "bert"])
 def test_models_train(name: str, options: dict[str, Any], plan: str) -> None:
@@ -221,6 +222,7 @@ def noise(world: rt.World, plan: str) -> list[float]:
     return [float(compiled.forward_backward(batch)) for _ in range(3)]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("plan", ["dp2", "tp2", "m2/dp1"])
 def test_other_draws_work(plan: str) -> None:
     ranks = 1 if plan.endswith("dp1") else 2

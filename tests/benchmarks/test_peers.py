@@ -45,6 +45,7 @@ def losses(world: Any, names: list[str]) -> dict[str, tuple[list[float], list[fl
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "names"),
     some_slow(

@@ -159,7 +159,7 @@ def _without(events: Sequence[CollectiveCall], fewer: Iterable[CollectiveCall]) 
     return left
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("plan", some_slow(PLANS, OTHER_PLANS))
 def test_a_rank_sends_what_the_program_says(plan):
     strategy = Strategy.parse(plan.split("/")[-1])
@@ -213,6 +213,7 @@ def test_only_sharded_programs_have_collectives():
         stage_communication(Pipeline.of(LOWERING[:1]).run(program))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("plan", ["m1/dp2", "m1/tp2", "m1/dp2-recompute", "m1/dp2-recompute=selective"])
 def test_batch_norms_send_what_the_program_says(plan: str) -> None:
     program = harness.planned("state: residual", plan, 2)

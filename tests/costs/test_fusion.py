@@ -72,6 +72,7 @@ def test_products_stay_and_memory_is_touched_less(name: str, kind: str, recomput
     assert after.saved_bytes(SAMPLES) <= before.saved_bytes(SAMPLES)
 
 
+@pytest.mark.slow
 def test_a_block_of_llama_is_five_kernels_between_products() -> None:
     """Norm, rotation, residual and norm, gated activation, residual."""
     assert own(profiled("llama").forward) == 5

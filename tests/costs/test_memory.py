@@ -66,7 +66,7 @@ def memory_of(layer: rt.Layer, inputs: tuple[Value, ...], differentiable: frozen
     return kept_bytes, max(forward_peak_bytes, live.peak_bytes) - kept_bytes
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("recompute", ["", "-recompute", "-recompute=selective", "-recompute=attention"])
 @pytest.mark.parametrize("roles", ["dp1", "tp2", "tp2+sp", "ulysses2"])
 @pytest.mark.parametrize("model", BLOCKS)

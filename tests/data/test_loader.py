@@ -75,6 +75,7 @@ JOBS = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("streams", ["", pytest.param("skips", marks=pytest.mark.slow), "keeps"])
 def test_every_sample_once_per_epoch_on_changing_ranks(streams: str, tmp_path: Path) -> None:
     count = 1003 if not streams else 203

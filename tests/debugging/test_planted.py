@@ -37,6 +37,7 @@ def test_there_is_nothing_to_find_in_passes_that_are_right(program: Program) -> 
     assert failure(program, SHARDING) is None
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("wrong_rule", WRONG_RULES, indirect=True)
 def test_a_wrong_rewrite_is_found(program: Program, wrong_rule: WrongRule) -> None:
     code, pipeline = wrong_rule.code, wrong_rule.pipeline
@@ -53,6 +54,7 @@ def test_a_wrong_rewrite_is_found(program: Program, wrong_rule: WrongRule) -> No
     assert len(smaller.required_graph.ops) < 10, print_program(smaller)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("bug", WRONG_SHARDINGS.values(), ids=WRONG_SHARDINGS)
 def test_a_wrongly_sharded_class_is_found(program: Program, bug: WrongSharding) -> None:
     """The verifier sees it; and so do the numbers, where it is not asked."""

@@ -267,7 +267,7 @@ def with_statistics(stack: Stack) -> None:
         block.norm = nn.BatchNorm1d(5)  # type: ignore[assignment]
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     ("make", "left_out"),
     [
@@ -293,7 +293,7 @@ def test_layers_that_are_alike_are_left_out_of_the_trace(
     assert marks[0] == left_out
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize(
     "make",
     [

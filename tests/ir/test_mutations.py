@@ -79,7 +79,7 @@ def cases(name: str, plans: list[str]) -> list[tuple[str, Form, str]]:
     return [(name, Form.CAPTURED, plans[0]), (name, Form.PLANNED, plans[0]), *local]
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("kind", KINDS)
 def test_edits(kind: str) -> None:
     """A few edits of each kind in every form, of a small GPT or of what writes into its state, under two plans."""

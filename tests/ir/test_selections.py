@@ -134,7 +134,7 @@ EQUAL = [
 ]  # fmt: skip
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("forward", EQUAL, ids=lambda forward: forward.__name__)
 def test_all_rows_give_what_selected_rows_give(forward: Forward) -> None:
     for size in (5, 2):

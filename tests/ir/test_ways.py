@@ -89,7 +89,7 @@ ALIKE = {
 }
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("name", some_slow([*[*UNLIKE][:2], *[*ways.WAYS][:3]], [*UNLIKE, *ways.WAYS]))
 def test_each_way_is_its_own_trace(name: str) -> None:
     model = (ways.model_of(name) if name in ways.WAYS else Net(UNLIKE[name])).double()

@@ -59,7 +59,7 @@ def error_of(world: rt.World, arguments: dict[str, Any]) -> tuple[str, str]:
     return type(error.value).__name__, str(error.value)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [

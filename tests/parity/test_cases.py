@@ -10,6 +10,7 @@ from tests.parity.cases import FOLDER, Case
 from tests.parity.harness import check_program, planned
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.gir")), ids=lambda path: path.stem)
 def test_kept_case_equals_eager(path: Path) -> None:
     case = Case.read(path)

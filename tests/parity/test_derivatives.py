@@ -15,6 +15,7 @@ FAST = [("penalty", "m2/dp2"), ("penalty", "m1/tp2"), ("equation", "m2/dp2"), ("
 ALL = [(name, plan) for name in DERIVATIVES for plan in PLANS]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("model", "plan"), some_slow(FAST, ALL))
 def test_equals_eager(model: str, plan: str) -> None:
     if model == "step" and "m2/" in plan:  # its inner loss is one of all samples

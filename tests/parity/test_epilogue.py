@@ -32,7 +32,7 @@ CASES = [
 ]
 
 
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize(("model", "plan"), some_slow(FAST, CASES))
 def test_equals_eager(model: str, plan: str) -> None:
     check(model, plan)
@@ -110,6 +110,7 @@ def peaks(plan: str) -> tuple[int, int]:
     return peak, peak_bytes(setting_of(program, program.plan), reports)[0]
 
 
+@pytest.mark.slow
 def test_micro_batches_of_a_contrastive_loss_lower_memory() -> None:
     """Gradient caching: all forwards first, of which each keeps its results alone."""
     whole, stated_whole = peaks("m1/dp2-tp2")

@@ -23,7 +23,7 @@ PLANS = [
 QUICK = ["m2/dp2", "m1/tp2"]
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("plan", some_slow(QUICK, PLANS))
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_function_equals_eager(function: str, plan: str) -> None:

@@ -24,6 +24,7 @@ PLANS = {"dp2": 2, "m2/dp2": 2, "tp2": 2, "pp2/m4/1f1b/dp1": 2, "pp2/m2/gpipe/dp
 FAST = [("padded", "m2/dp2"), ("padded", "tp2"), ("padded", "pp2/m4/1f1b/dp1")]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("model", "plan"), some_slow(FAST, [(model, plan) for model in LENGTHS for plan in PLANS]))
 def test_equals_eager_at_every_length(model: str, plan: str) -> None:
     check_at(f"lengths: {model}", plan, PLANS[plan], LENGTHS_TRIED[:3])

@@ -140,6 +140,7 @@ def measured(plan: str) -> tuple[int, int, StageReport]:
     return kept, peak, estimate_plan(program, program.plan)[1][0]
 
 
+@pytest.mark.slow
 @pytest.mark.one_in(4)
 @pytest.mark.parametrize("level", ["", "-zero1", "-zero2", "-zero3"])
 def test_a_rank_keeps_between_steps_what_the_program_states(level: str) -> None:
@@ -148,6 +149,7 @@ def test_a_rank_keeps_between_steps_what_the_program_states(level: str) -> None:
     assert peak <= (1 + TOLERANCE) * stated.peak_bytes
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_each_level_lowers_memory_by_what_the_program_states(level: int) -> None:
     kept, peak, stated = measured("m2/dp2")
@@ -176,7 +178,7 @@ def held(plan: str) -> tuple[list[tuple[Held, StageReport]], list[tuple[int, int
     )
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved2", "zbv"])
 def test_a_stage_holds_the_micro_batches_of_its_schedule(schedule: str) -> None:
     stages, ranks = held(f"pp2/m4/{schedule}/dp1")
@@ -188,6 +190,7 @@ def test_a_stage_holds_the_micro_batches_of_its_schedule(schedule: str) -> None:
         assert peak == pytest.approx(stated, rel=PEAK_TOLERANCE)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recompute", ["recompute", "recompute=selective"])
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_recomputation_lowers_memory_by_what_the_program_states(schedule: str, recompute: str) -> None:

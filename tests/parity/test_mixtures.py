@@ -35,7 +35,7 @@ def mixture(layers: int, stages: int, choices: dict[int, list[str]], first: int 
     return [names[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(16)
 @pytest.mark.parametrize(("stages", "first"), some_slow([(1, 0), (2, 0), (4, 0)], [(1, 2), (2, 1)]))
 @pytest.mark.parametrize("model", some_slow(MODELS, ATTENTION))
 def test_mixture_equals_eager(model: str, stages: int, first: int) -> None:
@@ -45,7 +45,7 @@ def test_mixture_equals_eager(model: str, stages: int, first: int) -> None:
     check(model, mixture(layers, stages, STRATEGIES, first))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     "plan",
     some_slow(
@@ -73,6 +73,7 @@ def test_replicated_key_heads_beside_other_layers(model: str, first: int) -> Non
     check(model, mixture(layer_count(model), 1, choices, first))
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("plan", some_slow(THREE_AXES[:1], THREE_AXES))
 @pytest.mark.parametrize("model", ["gpt", "llama"])
 def test_three_axes_equal_eager(model: str, plan: str) -> None:

@@ -79,6 +79,7 @@ FAST = [("m2/dp2",), ("pp2/m4/1f1b/dp1",)]
 PLANS = ["dp1", "dp2", "m2/dp2", "tp2", "m2/tp2+sp", "pp2/m4/1f1b/dp1", "pp2/m2/gpipe/dp2-zero3", "ulysses2"]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("plan",), some_slow(FAST, [(plan,) for plan in PLANS]))
 def test_equals_eager_for_every_value(plan: str) -> None:
     world = 4 if "pp2" in plan and "dp2" in plan else 1 if plan == "dp1" else 2

@@ -65,6 +65,7 @@ def test_every_schedule(model: str, plan: str) -> None:
     check(model, plan, global_batch_size=24)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(
     ("plan", "samples"),
     [

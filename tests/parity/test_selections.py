@@ -13,7 +13,7 @@ COUPLED = {"mean_of_logarithms"}
 """Divided by how many are selected, which depends on weights: no micro-batch knows that of the others."""
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("plan", some_slow(PLANS[:1], PLANS))
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_selection(selection: str, plan: str) -> None:

@@ -23,7 +23,7 @@ def equals_one_device(plan: str) -> None:
     assert_same_training(MODEL, plan, run_ranks(train, 4, job, batches(MODEL)))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("index", "schedule", "role"), [(i, *pair) for i, pair in enumerate(product(SCHEDULES, PIPELINED))]
 )
@@ -48,6 +48,7 @@ def test_every_combination_on_one_stage(role: str) -> None:
         equals_one_device(f"m2/{role}{zero}{recompute}")
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_layers_that_differ_in_everything(schedule: str) -> None:
     strategies = [

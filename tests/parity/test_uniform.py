@@ -34,20 +34,21 @@ IGNORED = {
 }
 
 
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("model", MODELS)
 def test_equals_eager(model: str, plan: str) -> None:
     check(model, plan)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("plan", some_slow(SOME, PLANS))
 @pytest.mark.parametrize("model", some_slow(OTHER_TIES, ["gpt-untied", "gpt2-untied"]))
 def test_other_ties_equal_eager(model: str, plan: str) -> None:
     check(model, plan)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("ignored", IGNORED)
 @pytest.mark.parametrize("plan", some_slow(["m4/dp2-tp2", "pp2/m4/gpipe/dp1-tp2"], ["m4/dp4", "pp4/m4/1f1b/dp1"]))
 @pytest.mark.parametrize("model", some_slow(["gpt", "bert"], ["llama"]))
@@ -64,7 +65,7 @@ def test_numbers_of_micro_batches(plan: str) -> None:
     check("llama", plan)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("plan", ALONE)
 @pytest.mark.parametrize("model", some_slow(FAST, FAMILIES))
 def test_role_alone_equals_eager(model: str, plan: str) -> None:
@@ -79,6 +80,7 @@ def test_degrees_that_are_no_powers_of_two(plan: str) -> None:
     check("llama-12-heads", plan, global_batch_size=12)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("plan", ["m2/dp2-tp2", "m2/tp4", "m2/tp4+sp", "m2/cp2-tp2", "m2/ulysses2-tp2"])
 @pytest.mark.parametrize("model", some_slow(["llama-1-key-head"], ["llama", "llama-8-heads"]))
 def test_more_ranks_than_key_heads(model: str, plan: str) -> None:

@@ -112,7 +112,7 @@ def test_sub_axes_take_part_in_other_meshes() -> None:
     assert block("dp2-tp8+sp", **heads(8, 2)).mesh == (Axis("dp", 2, 8), Axis("tp.0", 2, 4), Axis("tp.1", 4, 1))
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(
     ("options", "strategy"),
     [

@@ -115,6 +115,7 @@ def test_a_tied_vocabulary_is_whole_where_the_plan_says_so() -> None:
     assert all("padded=True" not in str([v.layout for v in local.graph.values.values()]) for local, _ in found.values())
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("strategy", ["tp4", "dp2-tp2+sp", "tp2-cp2", "ulysses2-tp2"])
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_what_crosses_the_border_of_a_class_is_the_same_either_way(family: str, strategy: str) -> None:

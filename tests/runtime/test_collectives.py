@@ -190,6 +190,7 @@ def test_value_and_gradient_of_every_function(world_size, contiguous):
     run_ranks(all_cases, world_size, contiguous, torch.float64)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_every_row_of_the_conversion_table(world_size: int, started: bool) -> None:

@@ -123,7 +123,7 @@ def refused(world: rt.World, plan: tuple[int, int, int], change: str) -> str:
     return str(error.value)
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("microbatches", [1, 4])
 @pytest.mark.parametrize(("pp", "dp", "tp"), [plan for plan in PLANS if plan[0] == 1])
 def test_one_stage_equals_one_process(pp, dp, tp, microbatches):
@@ -132,7 +132,7 @@ def test_one_stage_equals_one_process(pp, dp, tp, microbatches):
     run_ranks(one_plan, pp * dp * tp, (pp, dp, tp), microbatches, "1f1b")
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 @pytest.mark.parametrize("microbatches", [1, 4])
 @pytest.mark.parametrize(("pp", "dp", "tp"), [plan for plan in PLANS if plan[0] > 1])
@@ -140,6 +140,7 @@ def test_pipeline_equals_one_process(pp, dp, tp, microbatches, schedule):
     run_ranks(one_plan, pp * dp * tp, (pp, dp, tp), microbatches, schedule)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("schedule", ["interleaved2"])
 @pytest.mark.parametrize("microbatches", [1, 4])
 @pytest.mark.parametrize(("pp", "dp", "tp"), [(2, 1, 1), (2, 2, 1), (2, 1, 2)])

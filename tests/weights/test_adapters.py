@@ -102,6 +102,7 @@ def reads_a_base(_: rt.World, source: str, several: bool) -> dict[str, Tensor]:
     return galvatron.compile(model, batch(), plan="dp1", weights=source).full_state_dict()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("several", [False, True])
 def test_weights_of_a_base_fill_a_model_with_adapters(several: bool, tmp_path: Path) -> None:
     """Its adapters keep their values, what they wrap has those of the files."""

@@ -447,7 +447,7 @@ LIKE_OTHERS = ("llama-tied", "qwen3", "mixtral", "gpt2", "bert", "pre-norm", "la
 """Models whose layers are found as those of others are."""
 
 
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(12)
 @pytest.mark.parametrize("name", some_slow([name for name in CASES if name not in LIKE_OTHERS], CASES))
 def test_layers_of_a_model(name: str) -> None:
     make, layers, classes = CASES[name]

@@ -140,7 +140,7 @@ def test_types_stay_for_every_mix(name: str) -> None:
             assert again.values[output].type == mixed.values[output].type, dtypes
 
 
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 @pytest.mark.parametrize(("name", "options"), some_slow(FAST, OTHERS), ids=models.case_name)
 def test_fused_models_equal_eager(name: str, options: dict[str, Any]) -> None:
     model_case = models.shared(name, **options)
@@ -174,6 +174,7 @@ def test_llama_without_padding() -> None:
     assert len(layers) == len(attention) == 2
 
 
+@pytest.mark.slow
 def test_t5_bias_is_for_one_sample() -> None:
     """The position bias of the decoder goes into attention as `[1, heads, n, n]`, though its mask was expanded to B."""
     graph = graph_of(fused_family("t5"))

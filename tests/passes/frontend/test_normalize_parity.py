@@ -19,6 +19,7 @@ FAST = [
 OTHERS = [*((name, {}) for name in models.FAMILIES), ("llama", {"tie_word_embeddings": True})]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("name", "options"), some_slow(FAST, OTHERS), ids=models.case_name)
 def test_equals_eager(name: str, options: dict[str, Any]) -> None:
     case = models.shared(name, **options)
