@@ -26,6 +26,7 @@ from galvatron.batches import BatchLike, BatchReader
 from galvatron.bugs import ours
 from galvatron.codegen import load_module, stage_axes
 from galvatron.compiled import CompiledModel
+from galvatron.costs.kept import kept_costs
 from galvatron.drift import ModelWatch
 from galvatron.errors import ClusterError, GalvatronError
 from galvatron.forms import emitted, lowered, passed, with_costs
@@ -297,10 +298,11 @@ def _planned(
     with ours("capturing the model"):
         captured = capture_graph(model, example_inputs, precision=wanted.precision, **said)
     gc.collect()  # what torch.export leaves behind refers to the model: the user could drop it and not free it
-    costed = with_costs(captured.program, cluster, None, wanted.switches["inductor"], optimizer)
-    if given is None:
-        folder = cache_directory(cache_dir)
-        return replace(captured, program=remembered(costed, wanted.memory_bytes, wanted.search, folder))
+    folder = cache_directory(cache_dir)
+    with kept_costs(folder):
+        costed = with_costs(captured.program, cluster, None, wanted.switches["inductor"], optimizer)
+        if given is None:
+            return replace(captured, program=remembered(costed, wanted.memory_bytes, wanted.search, folder))
     return replace(captured, program=with_plan(costed, given))
 
 

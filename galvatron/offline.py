@@ -12,6 +12,7 @@ from galvatron.answers.batches import doubling, most_throughput
 from galvatron.answers.plan_cache import remembered
 from galvatron.bugs import ours
 from galvatron.costs.estimate import cost_model, estimate_plan, setting_of
+from galvatron.costs.kept import kept_costs
 from galvatron.costs.objective import StageReport, peak_bytes
 from galvatron.errors import GalvatronError
 from galvatron.forms import emitted, lowered, searched, valid, with_costs
@@ -89,10 +90,11 @@ def search(
     budget, options, machines = read_memory(memory), read_search(search, schedule), required_cluster(cluster)
 
     def best(batch: int | None) -> Plan:
-        costed = with_costs(valid(program), machines, batch, inductor, optimizer)
-        if cache_dir is None:
-            return searched(costed, budget, options).required_plan
-        return remembered(costed, budget, options, cache_dir).required_plan
+        with kept_costs(cache_dir):
+            costed = with_costs(valid(program), machines, batch, inductor, optimizer)
+            if cache_dir is None:
+                return searched(costed, budget, options).required_plan
+            return remembered(costed, budget, options, cache_dir).required_plan
 
     if not isinstance(global_batch_size, tuple):
         return best(global_batch_size)

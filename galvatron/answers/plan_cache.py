@@ -6,7 +6,6 @@ import logging
 import os
 from pathlib import Path
 
-from galvatron.costs.kept import kept_costs
 from galvatron.errors import GalvatronError
 from galvatron.forms import searched
 from galvatron.ir.ops.table import as_shipped
@@ -49,8 +48,7 @@ def remembered(
     if found is not None:
         _LOG.info("the plan is that of an earlier search: %s", path)
         return found
-    with kept_costs(folder):
-        planned = searched(program, memory_bytes, options)
+    planned = searched(program, memory_bytes, options)
     plan = planned.required_plan
     if plan.search.complete:
         try:

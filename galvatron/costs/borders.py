@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 
+from galvatron.costs.columns import firsts
 from galvatron.costs.conversions import Conversions
 from galvatron.errors import StrategyError
 from galvatron.ir.graph import Value
@@ -142,9 +143,3 @@ class Borders:
         layer = self._held[producer][0]
         outputs = self._program.class_of[layer.cls].graph.outputs
         return self._partitioner.differentiable(layer.results[outputs.index(output)])
-
-
-def firsts(keys: Iterable[Hashable]) -> tuple[int, ...]:
-    """For each key the position of the first that is equal."""
-    found: dict[Hashable, int] = {}
-    return tuple(found.setdefault(key, position) for position, key in enumerate(keys))

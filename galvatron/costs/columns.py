@@ -1,8 +1,9 @@
-"""Many values of one dataclass as one whose figures are arrays, also those of dataclasses within it."""
+"""Many values as fewer: those that are equal by the first of them, and those of one dataclass as one whose figures are
+arrays, also those of dataclasses within it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -10,6 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 _Value = TypeVar("_Value")
+
+
+def firsts(keys: Iterable[Hashable]) -> tuple[int, ...]:
+    """For each key the position of the first that is equal."""
+    found: dict[Hashable, int] = {}
+    return tuple(found.setdefault(key, position) for position, key in enumerate(keys))
 
 
 def stacked(values: Sequence[_Value]) -> _Value:

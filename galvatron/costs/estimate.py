@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,11 @@ def _even_costs(program: Program, overlap: bool) -> ShardedCostModel:
 def _kept_model(program: Program, skew: float, overlap: bool, made_for: float, folder: Path) -> KeptCosts | None:
     """The same with what is kept in a folder; None for a program whose operators this process alone knows."""
     text = print_program(program)
+    if not as_shipped(text):
+        return None
     name = digest(text, f"{skew} {overlap} {made_for}")
-    return KeptCosts(_cost_model(program, skew, overlap, made_for), name, folder) if as_shipped(text) else None
+    make = partial(_cost_model, program, skew, overlap, made_for)
+    return KeptCosts(make, len(program.planned_layers), name, folder)
 
 
 def estimate_plan(

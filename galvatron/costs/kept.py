@@ -14,13 +14,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from galvatron.costs.borders import firsts
-from galvatron.costs.columns import names, shaped, taken
+from galvatron.costs.columns import firsts, names, shaped, taken
 from galvatron.costs.model import CostModel, LayerCost, Repeated
 from galvatron.costs.sheets import Key, Sheet, read, written
 from galvatron.errors import GalvatronError
@@ -36,22 +37,25 @@ MOST_BYTES = 256 << 20
 _PAIRS = 1 << 31
 """A pair of meshes is numbered as the first times this plus the second."""
 
+_Value = TypeVar("_Value")
+
 _LAYER = LayerCost(0.0, 0.0)
 _REPEATED = Repeated(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class KeptCosts(CostModel):
-    """Answers as another model does, and asks it only for what nobody has asked before."""
+    """Answers as another model does, which is made only when it is asked for what nobody has asked before."""
 
-    def __init__(self, model: CostModel, name: str, folder: Path) -> None:
+    def __init__(self, make: Callable[[], CostModel], layers: int, name: str, folder: Path) -> None:
         """
         Args:
+            make: makes the model.
+            layers: how many it is of.
             name: of all that the answers follow from (`galvatron.ir.versions.digest`).
             folder: where files are.
         """
-        self._model, self._name, self._path = model, name, folder / f"{name}.costs"
-        self._kinds, self._tied = model.kinds(), model.tied()
-        self._firsts = (*firsts(self._kinds), -1)
+        self._make, self._layers, self._name, self._path = make, layers, name, folder / f"{name}.costs"
+        self._about: _About | None = None
         self._numbers: dict[Strategy, int] = {}
         self._sheets: dict[Key, Sheet] = {}
         self._single: dict[Key, dict[int, float]] = {}
@@ -59,11 +63,25 @@ class KeptCosts(CostModel):
         self._new = False
         self._load()
 
+    @cached_property
+    def _model(self) -> CostModel:
+        return self._make()
+
+    @cached_property
+    def _layer_facts(self) -> _About:
+        """What is told of the layers, whatever the strategy."""
+        return self._about or _About(firsts(self._model.kinds()), dict(self._model.tied()))
+
     def tied(self) -> Mapping[str, tuple[int, ...]]:
-        return self._tied
+        return self._layer_facts.tied
 
     def kinds(self) -> tuple[Hashable, ...]:
-        return self._kinds
+        return self._layer_facts.kinds
+
+    @cached_property
+    def _firsts(self) -> tuple[int, ...]:
+        """For each layer the first of its kind, and a number for what is behind the last."""
+        return *self._layer_facts.kinds, -1
 
     def layer(self, index: int, strategy: Strategy, micro_batch: int, ties: Ties) -> LayerCost:
         return taken(self.under_each(index, (strategy,), micro_batch, ties), 0)
@@ -112,7 +130,8 @@ class KeptCosts(CostModel):
             return
         try:
             sheets = self._sheets | {key: Sheet.of_one(figures) for key, figures in self._single.items()}
-            write_bytes(self._path, written(self._name, list(map(told, self._numbers)), sheets))
+            about = {**self._layer_facts._asdict(), "strategies": list(map(told, self._numbers))}
+            write_bytes(self._path, written(self._name, about, sheets))
             make_room(self._path.parent)
             self._new = False
         except OSError as error:
@@ -121,8 +140,9 @@ class KeptCosts(CostModel):
     def _load(self) -> None:
         """Reads the file; without one, or with one that is damaged, nothing is known."""
         try:
-            texts, sheets = read(self._name, self._path.read_bytes())
-            strategies = list(map(strategy_told, texts))
+            known, sheets = read(self._name, self._path.read_bytes())
+            strategies = list(map(strategy_told, _listed(known.get("strategies"), str)))
+            about = _About.told(known, self._layers)
             _check(sheets, strategies)
             os.utime(self._path)
         except FileNotFoundError:
@@ -131,6 +151,7 @@ class KeptCosts(CostModel):
             _LOG.info("the costs in %s are told anew: %s", self._path, error)
             return
         self._numbers, self._sheets = {strategy: number for number, strategy in enumerate(strategies)}, sheets
+        self._about = about
 
     def _numbered(self, strategies: Sequence[Strategy]) -> np.ndarray:
         numbers = self._numbers
@@ -161,6 +182,38 @@ class KeptCosts(CostModel):
             places = sheet.places(numbers)
         assert sheet is not None
         return sheet.figures[:, places]
+
+
+class _About(NamedTuple):
+    """Of each layer the first of its kind, and of each tie the layers, by its name."""
+
+    kinds: tuple[int, ...]
+    tied: dict[str, tuple[int, ...]]
+
+    @staticmethod
+    def told(known: Mapping[str, Any], layers: int) -> _About:
+        """What a file tells of so many layers.
+
+        Raises:
+            GalvatronError: it tells it of others, or not.
+        """
+        kinds, tied = tuple(_listed(known.get("kinds"), int)), known.get("tied")
+        if firsts(kinds) != kinds or len(kinds) != layers or not isinstance(tied, dict):
+            raise GalvatronError("it is of other layers")
+        ties = {name: tuple(_listed(own, int)) for name, own in tied.items()}
+        if not all(0 <= layer < layers for own in ties.values() for layer in own):
+            raise GalvatronError("it has ties of other layers")
+        return _About(kinds, ties)
+
+
+def _listed(values: Any, of: type[_Value]) -> list[_Value]:
+    """
+    Raises:
+        GalvatronError: it is no list of such values.
+    """
+    if not isinstance(values, list) or any(type(value) is not of for value in values):
+        raise GalvatronError("it lacks what it should tell")
+    return values
 
 
 def told(strategy: Strategy) -> str:

@@ -14,8 +14,8 @@ from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
-from galvatron.costs.borders import Borders, firsts
-from galvatron.costs.columns import stacked, taken
+from galvatron.costs.borders import Borders
+from galvatron.costs.columns import firsts, stacked, taken
 from galvatron.costs.composed import Layer as LocalLayer
 from galvatron.costs.conversions import Conversions
 from galvatron.costs.events import Linear, Profile, collectives_s, kernels_s

@@ -18,7 +18,7 @@ from galvatron.errors import GalvatronError
 Key = tuple[str, int, str, int]
 """What a sheet is of: an answer of a cost model, the kind of a layer, which ties are whole, and samples."""
 
-_FORMAT = "galvatron costs 1"
+_FORMAT = "galvatron costs 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,21 +53,40 @@ class Sheet:
         return Sheet(every[order], np.concatenate([self.figures, figures], axis=1)[:, order])
 
 
-def written(name: str, strategies: list[str], sheets: Mapping[Key, Sheet]) -> bytes:
-    """A file of sheets whose things are numbered after strategies.
+def written(name: str, told: Mapping[str, Any], sheets: Mapping[Key, Sheet]) -> bytes:
+    """A file of sheets.
 
     Args:
         name: of all that the figures follow from.
+        told: what else the file tells, such as the strategies that things are numbered after; it may be JSON.
     """
-    told = [[*key, *sheet.figures.shape] for key, sheet in sheets.items()]
+    shapes = [[*key, *sheet.figures.shape] for key, sheet in sheets.items()]
     numbers = b"".join(sheet.numbers.astype("<i8").tobytes() for sheet in sheets.values())
     figures = b"".join(sheet.figures.astype("<f8").tobytes() for sheet in sheets.values())
-    content = json.dumps({"strategies": strategies, "sheets": told}).encode() + b"\n" + numbers + figures
+    return sealed(name, json.dumps({**told, "sheets": shapes}).encode() + b"\n" + numbers + figures)
+
+
+def read(name: str, data: bytes) -> tuple[dict[str, Any], dict[Key, Sheet]]:
+    """What `written` was given, but that nobody has looked at what else is told.
+
+    Raises:
+        GalvatronError: the file is of something else, or damaged.
+    """
+    header, _, payload = opened(name, data).partition(b"\n")
+    try:
+        told = dict(json.loads(header))
+        return told, dict(_sheets(list(map(_shape, told.pop("sheets"))), payload))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise GalvatronError(f"it is malformed: {error}") from None
+
+
+def sealed(name: str, content: bytes) -> bytes:
+    """A file of some content that says what it is of, with a checksum."""
     return _first_line(name, content) + content
 
 
-def read(name: str, data: bytes) -> tuple[list[str], dict[Key, Sheet]]:
-    """What `written` was given.
+def opened(name: str, data: bytes) -> bytes:
+    """The content that was `sealed`.
 
     Raises:
         GalvatronError: the file is of something else, or damaged.
@@ -75,13 +94,7 @@ def read(name: str, data: bytes) -> tuple[list[str], dict[Key, Sheet]]:
     first, _, content = data.partition(b"\n")
     if first + b"\n" != _first_line(name, content):
         raise GalvatronError("it is of another program or version, or damaged")
-    try:
-        header, _, payload = content.partition(b"\n")
-        told = json.loads(header)
-        strategies, shapes = [str(text) for text in told["strategies"]], list(map(_shape, told["sheets"]))
-        return strategies, dict(_sheets(shapes, payload))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise GalvatronError(f"it is malformed: {error}") from None
+    return content
 
 
 def _first_line(name: str, content: bytes) -> bytes:

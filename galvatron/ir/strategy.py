@@ -91,7 +91,7 @@ class Strategy:
             parts.append("recompute" if self.recompute == "full" else f"recompute={self.recompute}")
         return "-".join(parts)
 
-    @property
+    @cached_property
     def devices(self) -> int:
         """The number of devices it runs on: the product of its degrees."""
         return math.prod(a.degree for a in self.axes)
@@ -128,18 +128,18 @@ class Strategy:
         axes = tuple(axis for axis in self.axes if axis.degree > 1)
         return Strategy(axes, self.zero) if axes and (self.zero or self.parameter_shards > 1) else None
 
-    @property
+    @cached_property
     def parameter_shards(self) -> int:
         """Into how many shards it cuts a parameter at most, without ZeRO."""
         return self.degree("tp") * self.degree("ep")
 
-    @property
+    @cached_property
     def sequence_pieces(self) -> int:
         """Into how many pieces of one size it cuts a sequence; a folded slice is two."""
         pieces = {"tp+sp": 1, "ulysses": 1, "cp": 2}
         return math.prod(a.degree * pieces[a.role] for a in self.axes if a.role in pieces and a.degree > 1)
 
-    @property
+    @cached_property
     def roles(self) -> tuple[str, ...]:
         """The role of each mesh axis."""
         return tuple(axis.role for axis in self.axes if axis.degree > 1)

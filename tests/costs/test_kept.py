@@ -14,10 +14,13 @@ import pytest
 from galvatron.costs.columns import taken
 from galvatron.costs.estimate import cost_model
 from galvatron.costs.kept import KeptCosts, kept_costs, make_room, strategy_told, told
+from galvatron.costs.kept_classes import class_costs
 from galvatron.costs.model import CostModel
 from galvatron.costs.sharded import ShardedCostModel
+from galvatron.costs.sheets import sealed, written
 from galvatron.ir.cluster import Cluster
-from galvatron.ir.program import Program
+from galvatron.ir.cost import ClassCost
+from galvatron.ir.program import Form, Program
 from galvatron.ir.strategy import Strategy
 from tests.parity.harness import costed
 
@@ -26,11 +29,18 @@ STRATEGIES = tuple(map(Strategy.parse, ("dp2-tp2", "dp2-tp2-zero3", "tp4-recompu
 TIED = "shared"
 
 
-class Unasked:
-    """A cost model that is asked for nothing but its layers."""
+def kept_of(model: CostModel, name: str, folder: Path) -> KeptCosts:
+    """The costs of a model that are kept under a name."""
+    return KeptCosts(lambda: model, len(model.kinds()), name, folder)
 
-    def __init__(self, model: CostModel) -> None:
-        self.kinds, self.tied = model.kinds, model.tied
+
+def known_of(model: CostModel, name: str, folder: Path) -> KeptCosts:
+    """The same where everything is known: nobody needs the model, which takes longer to make than a file to read."""
+
+    def make() -> CostModel:
+        raise AssertionError("a model is made of what is known")
+
+    return KeptCosts(make, len(model.kinds()), name, folder)
 
 
 @pytest.fixture
@@ -58,13 +68,13 @@ def answers(model: CostModel, strategies: Sequence[Strategy] = STRATEGIES) -> li
 
 def test_they_are_what_a_model_tells_anew(program: Program, tmp_path: Path) -> None:
     plain = ShardedCostModel(program, program.required_cluster)
-    first = KeptCosts(plain, "name", tmp_path)
+    first = kept_of(plain, "name", tmp_path)
     assert answers(first, STRATEGIES[:2]) == answers(plain, STRATEGIES[:2])
     first.save()
-    more = KeptCosts(plain, "name", tmp_path)
+    more = kept_of(plain, "name", tmp_path)
     assert answers(more) == answers(plain)
     more.save()
-    again = KeptCosts(Unasked(plain), "name", tmp_path)  # type: ignore[arg-type]  # it asks for nothing else
+    again = known_of(plain, "name", tmp_path)
     assert answers(again) == answers(plain)
     assert "np." not in repr(answers(again)), "plain numbers, as texts of plans need"
 
@@ -96,7 +106,7 @@ def test_a_damaged_file_is_told_and_written_anew(
     at: str, program: Program, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain, name = ShardedCostModel(program, program.required_cluster), "name"
-    kept = KeptCosts(plain, name, tmp_path)
+    kept = kept_of(plain, name, tmp_path)
     sent = kept.boundary_bytes(1, STRATEGIES[0], MICRO_BATCH)
     kept.save()
     path = next(tmp_path.iterdir())
@@ -109,11 +119,65 @@ def test_a_damaged_file_is_told_and_written_anew(
         name = "other"
         path.rename(tmp_path / "other.costs")
     with caplog.at_level(logging.INFO, logger="galvatron"):
-        other = KeptCosts(plain, name, tmp_path)
+        other = kept_of(plain, name, tmp_path)
     assert "are told anew" in caplog.text
     assert other.boundary_bytes(1, STRATEGIES[0], MICRO_BATCH) == sent
     other.save()
-    assert KeptCosts(Unasked(plain), name, tmp_path).boundary_bytes(1, STRATEGIES[0], MICRO_BATCH) == sent  # type: ignore[arg-type]
+    assert known_of(plain, name, tmp_path).boundary_bytes(1, STRATEGIES[0], MICRO_BATCH) == sent
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"kinds": [0, 0], "tied": {}, "strategies": []},
+        {"kinds": [0, 2, 2], "tied": {}, "strategies": []},
+        {"kinds": [0, 0, True], "tied": {}, "strategies": []},
+        {"kinds": [0, 1, 2], "tied": {"a": [0, 3]}, "strategies": []},
+        {"kinds": [0, 1, 2], "tied": [], "strategies": []},
+        {"kinds": [0, 1, 2], "tied": {}, "strategies": [1]},
+        {"kinds": [0, 1, 2], "tied": {}, "strategies": "none"},
+        {"kinds": [0, 1, 2], "tied": {}, "strategies": ["[]"]},
+    ],
+)
+def test_a_file_that_tells_something_else_is_as_none(
+    told: dict[str, object], program: Program, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = ShardedCostModel(program, program.required_cluster)
+    (tmp_path / "name.costs").write_bytes(written("name", told, {}))
+    with caplog.at_level(logging.INFO, logger="galvatron"):
+        kept = KeptCosts(lambda: plain, 3, "name", tmp_path)
+    assert "are told anew" in caplog.text
+    assert (kept.kinds(), kept.tied()) == (plain.kinds(), plain.tied())
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "checksum", '["1", "1", "1", "1"]', '["-1", "1", "1", "1", "1"]', '["C"]', "{}", "1"]
+)
+def test_what_classes_cost_is_kept(damage: str, program: Program, tmp_path: Path) -> None:
+    clustered = replace(program, form=Form.CLUSTERED, classes=tuple(replace(cls, cost=None) for cls in program.classes))
+    found = tuple(cls.cost for cls in program.classes)
+    times: list[int] = []
+
+    def find() -> tuple[ClassCost, ...]:
+        times.append(1)
+        return tuple(cost for cost in found if cost)
+
+    assert class_costs(clustered, "cuda", find) == found
+    assert times == [1], "nothing is kept where nobody says where"
+    with kept_costs(tmp_path):
+        assert class_costs(clustered, "cuda", find) == class_costs(clustered, "cuda", find) == found
+        assert len(times) == 2
+        class_costs(clustered, "cpu", find)
+        assert len(times) == 3
+        (path,) = sorted((tmp_path / "costs").iterdir())[:1]
+        name = path.name.partition(".")[0]
+        if damage:
+            content = f"[{', '.join([damage] * len(found))}]".encode()
+            path.write_bytes(b"x" + path.read_bytes() if damage == "checksum" else sealed(name, content))
+        for kind in ("cpu", "cuda"):
+            assert class_costs(clustered, kind, find) == found
+        assert len(times) == 3 + bool(damage)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 import sympy
 
 from galvatron.costs.events import Launch, Linear, launches
+from galvatron.costs.kept_classes import class_costs
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.cost import ClassCost
 from galvatron.ir.graph import Graph
@@ -41,11 +43,15 @@ class AnnotateCosts(Pass):
         if self.cluster is not None:
             program = replace(program, cluster=Cluster.parse(self.cluster))
         cluster = program.cluster or Cluster.parse(ANY_CLUSTER)
-        borders = Partitioner(program, cluster).borders
-        classes = tuple(
-            replace(cls, cost=class_cost(cls, borders[cls.name], cluster.device.kind)) for cls in program.classes
-        )
-        return replace(program, form=Form.COSTED, classes=classes)
+        costs = class_costs(program, cluster.device.kind, partial(_found, program, cluster))
+        classes = (replace(cls, cost=cost) for cls, cost in zip(program.classes, costs, strict=True))
+        return replace(program, form=Form.COSTED, classes=tuple(classes))
+
+
+def _found(program: Program, cluster: Cluster) -> tuple[ClassCost, ...]:
+    """The costs of all classes."""
+    borders = Partitioner(program, cluster).borders
+    return tuple(class_cost(cls, borders[cls.name], cluster.device.kind) for cls in program.classes)
 
 
 @derived(maxsize=256)

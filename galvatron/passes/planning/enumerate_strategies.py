@@ -67,13 +67,14 @@ class EnumerateStrategies(Pass):
                 continue
             for own, of in tried._by_roles(program, classes):
                 tree = own.tree(world_size // degree)
+                leaves = own._leaves(tree)  # the same objects for all classes, which many facts are told of once
                 gone = [(rule, tree.cut[rule.name]) for rule in RULES if tree.cut[rule.name]]
                 where = "" if len(of) == len(classes) else f" @{', @'.join(of)}"
                 cuts += [
                     Cut(f"pp{degree}/*{where}", rule.name, f"{rule.argument}: {n} of {tree.unpruned}")
                     for rule, n in gone
                 ]
-                found += [Candidates(degree, cls, own._leaves(tree)) for cls in of]
+                found += [Candidates(degree, cls, leaves) for cls in of]
             by_class = {candidates.cls: candidates for candidates in found}
             candidates += [by_class[cls] for cls in classes]
         return replace(program, form=self.leaves, candidates=tuple(candidates), cuts=(*program.cuts, *cuts))

@@ -20,3 +20,20 @@ def test_the_collector_rests_in_the_block_only(collects: bool) -> None:
         assert gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_was_made_meanwhile_is_old_and_what_others_froze_stays_so(frozen: bool) -> None:
+    circle: list[object] = []
+    if frozen:
+        gc.freeze()
+    else:
+        gc.unfreeze()
+    before = gc.get_freeze_count()
+    try:
+        with uncollected():
+            circle.append(circle)
+        assert gc.get_freeze_count() == before
+        assert any(one is circle for one in gc.get_objects(generation=2)) != frozen
+    finally:
+        gc.freeze()  # as all tests begin
