@@ -1,4 +1,5 @@
-"""Which collectives of a layer are worth being started early and waited for late, and what runs meanwhile.
+"""Which collectives of a layer are worth being started early and waited for late, what runs meanwhile, and in how many
+chunks rows are sent.
 
 Beside a collective may run whatever neither needs its result nor is needed for it: a shared expert beside the messages
 of the others, the product that makes keys beside the exchange of queries. As much is taken as the message lasts, in
@@ -16,38 +17,53 @@ from galvatron.costs.composed import Layer
 from galvatron.costs.events import CollectiveCall, hidden_s, kernels_s
 from galvatron.costs.parts import passes_of
 from galvatron.costs.profile import Doing
-from galvatron.ir.overlap import Order, Window, overlapped
+from galvatron.ir.collectives import COLLECTIVES
+from galvatron.ir.overlap import AS_IT_STANDS, CHUNKS, Arrangement, Order, Window
+from galvatron.ir.overlap import arranged as arranged_graph
 from galvatron.machine import Machine
 
-Does = Callable[[tuple[Window, ...]], Doing]
-"""What a layer does with windows."""
+Does = Callable[[Arrangement], Doing]
+"""What a layer does in an arrangement."""
 
 
-def with_windows(layer: Layer, windows: tuple[Window, ...]) -> Layer:
+def arranged(layer: Layer, arrangement: Arrangement) -> Layer:
     """The layer with its collectives beside computation."""
-    return _with_windows(layer, windows) if windows else layer
+    return layer if arrangement == AS_IT_STANDS else _arranged(layer, arrangement)
 
 
 @lru_cache(maxsize=1 << 10)
-def _with_windows(layer: Layer, windows: tuple[Window, ...]) -> Layer:
-    return Layer(overlapped(layer.graph, windows), layer.mesh, layer.differentiable)
+def _arranged(layer: Layer, arrangement: Arrangement) -> Layer:
+    graph = arranged_graph(layer.graph, arrangement)
+    return layer if graph is layer.graph else Layer(graph, layer.mesh, layer.differentiable)
 
 
-def windows_that_pay(layer: Layer, does: Does, recompute: str, machine: Machine, batch: float) -> tuple[Window, ...]:
-    """The windows with which a layer is fastest on a machine, at a local batch size.
+def arrangement_that_pays(layer: Layer, does: Does, recompute: str, machine: Machine, batch: float) -> Arrangement:
+    """The arrangement in which a layer is fastest on a machine, at a local batch size.
 
     Under `recompute=attention` there are none (`ir.verify.sharding.attention_waits_for_itself`), and nobody asks for
     layers that `torch.compile` compiles, which makes one kernel of ops that a window would part.
     """
-    if recompute == "attention" or not layer.independent:
-        return ()
-    doing = does(())
-    windows = tuple(_windows(layer, doing, machine, batch))
-    if not windows:
-        return ()
-    other = with_windows(layer, windows)
-    faster = _seconds(other, does(windows), machine, batch) < _seconds(layer, doing, machine, batch)
-    return windows if faster else ()
+    if recompute == "attention":
+        return AS_IT_STANDS
+    found = {
+        arrangement: _seconds(arranged(layer, arrangement), does(arrangement), machine, batch)
+        for arrangement in _arrangements(layer, does, machine, batch)
+    }
+    if not found:
+        return AS_IT_STANDS
+    found[AS_IT_STANDS] = _seconds(layer, does(AS_IT_STANDS), machine, batch)
+    return min(reversed(found), key=lambda arrangement: found[arrangement])
+
+
+def _arrangements(layer: Layer, does: Does, machine: Machine, batch: float) -> Iterator[Arrangement]:
+    """The arrangements that may pay: one for each number of chunks with which anything may run beside a collective."""
+    for chunks in CHUNKS:
+        cut = Arrangement(chunks)
+        parts = arranged(layer, cut)
+        if chunks > 1 and parts is layer or not parts.independent:
+            continue
+        if windows := tuple(_windows(parts, does(cut), machine, batch)):
+            yield replace(cut, windows=windows)
 
 
 def _seconds(layer: Layer, doing: Doing, machine: Machine, batch: float) -> float:
@@ -58,12 +74,15 @@ def _seconds(layer: Layer, doing: Doing, machine: Machine, batch: float) -> floa
 
 
 def _windows(layer: Layer, doing: Doing, machine: Machine, batch: float) -> Iterator[Window]:
-    """A window for each collective that pays for itself, the first ones first; an op is in one at most."""
+    """A window for each collective that pays for itself, the first ones first; an op is in one at most. Messages on an
+    axis follow each other, so that what needs a later one is not there to be computed beside an earlier one."""
     order, used = Order(layer.graph), set[int]()
+    sent = [i for i, op in enumerate(layer.graph.ops) if op.namespace == "comm" and COLLECTIVES[op.target].sent]
     for start in layer.independent:
         lasting_s, computing_s = _communicating_s(layer, doing, machine, batch, start), [0.0, 0.0]
         beside: list[int] = []
-        for index in sorted(order.independent(start) - used):
+        later = (order.needing(i) for i in sent if i > start and layer.axes[i] == layer.axes[start])
+        for index in sorted(order.independent(start) - used - set[int]().union(*later)):
             own_s = [kernels_s(events, machine, batch) for events in doing.by_op[index]]
             if layer.axes[index] is None and layer.graph.ops[index].results and any(own_s):
                 beside.append(index)
