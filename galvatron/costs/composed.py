@@ -36,9 +36,9 @@ from galvatron.costs.together import (
     call_at,
 )
 from galvatron.ir.attention import pieces
-from galvatron.ir.collectives import COLLECTIVES, WAIT, is_started
+from galvatron.ir.collectives import COLLECTIVES, WAIT, is_started, sent_by
 from galvatron.ir.either import in_training
-from galvatron.ir.graph import Arg, Graph, Ref, Value
+from galvatron.ir.graph import Arg, Graph, Value
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.table import operator_of
@@ -135,10 +135,9 @@ class Layer:
     def _finding_routes(self) -> frozenset[int]:
         """The ops at which ranks tell each other how many rows go where: the first of all that send rows by a value. Of
         a value that is given to the graph they know it, all layers but one."""
-        first: dict[tuple[Arg, Axis | None, Arg], int] = {}
+        first: dict[tuple[str, Axis | None, Arg], int] = {}
         for index, (op, axis) in enumerate(zip(self.graph.ops, self.axes, strict=True)):
-            by = op.kwarg("by") if op.namespace == "comm" else None
-            if isinstance(by, Ref) and by.name in self.graph.producers:
+            for by in self.graph.producers.keys() & sent_by(op):
                 first.setdefault((by, axis, op.kwarg("size")), index)
         return frozenset(first.values())
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import sympy
 
+from galvatron.ir.collectives import ALSO
 from galvatron.ir.graph import Graph, Op, Ref, Source, Value
 from galvatron.ir.layout import Placement, Shard
 from galvatron.ir.names import Names
@@ -85,6 +86,7 @@ class _Chunked:
         self._ops: list[Op] = []
         self._waiting: list[Op] = []
         self._chunks: dict[str, tuple[Value, ...]] = {}
+        self._told = set[str]()
 
     def graph(self) -> Graph:
         for op in self._graph.ops:
@@ -112,8 +114,12 @@ class _Chunked:
         for name in (ids, rows):
             if name not in self._chunks:
                 self._chunks[name] = self._parted(self._graph.values[name], self._cuts[ids], op.source)
-        for chunk in range(len(self._cuts[ids].sizes)):
-            self._ops.append(self._on(op, chunk))
+        first, *others = (self._on(op, chunk) for chunk in range(len(self._cuts[ids].sizes)))
+        if ids not in self._told:
+            self._told.add(ids)
+            also = tuple(Ref(chunk.name) for chunk in self._chunks[ids][1:])
+            first = replace(first, kwargs=(*first.kwargs, (ALSO, also)))
+        self._ops += [first, *others]
 
     def _compute(self) -> None:
         """Does what waits, chunk by chunk, and puts together what is back."""

@@ -1,8 +1,9 @@
 """Collectives of a local graph beside computation: they are started, other ops run, and they are waited for.
 
-An arrangement is all that is decided about it. It may cut rows that are sent into chunks first (`ir.chunks`), which is
-why some of them are computed while others are on their way. A window says what runs beside one collective. The ops of a graph with windows are those that it had, in an order in
-which each window has its ops between its start and its wait, and which is else as near to theirs as it can be.
+An arrangement is all that is decided about it. Rows that are sent may be cut into chunks first (`ir.chunks`), so that
+some are computed while others are on their way. A window says what runs beside one collective. The ops of a graph with
+windows are those that it had, in an order in which each window has its ops between its start and its wait, and which is
+else as near to theirs as it can be.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ def machine(**changes: float) -> Machine:
 
 def test_nothing_is_started_early_where_it_does_not_pay() -> None:
     cores = replace(CLUSTER, levels=tuple(replace(level, contention=NOTHING_BESIDE) for level in CLUSTER.levels))
-    assert AS_IT_STANDS == paying(Machine(cores))
-    assert AS_IT_STANDS == paying(machine(host_op_s=1.0))
-    assert AS_IT_STANDS == paying(MACHINE, "attention")
+    assert paying(Machine(cores)) == AS_IT_STANDS
+    assert paying(machine(host_op_s=1.0)) == AS_IT_STANDS
+    assert paying(MACHINE, "attention") == AS_IT_STANDS
 
 
 def message_s(events: tuple[Event, ...]) -> float:
