@@ -9,7 +9,7 @@ two more calls, one in each direction; and in all, where the layer is faster by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -74,30 +74,37 @@ def _seconds(layer: Layer, doing: Doing, machine: Machine, batch: float) -> floa
 
 
 def _windows(layer: Layer, doing: Doing, machine: Machine, batch: float) -> Iterator[Window]:
-    """A window for each collective that pays for itself, the first ones first; an op is in one at most. Messages on an
-    axis follow each other, so that what needs a later one is not there to be computed beside an earlier one."""
-    order, used = Order(layer.graph), set[int]()
-    sent = [i for i, op in enumerate(layer.graph.ops) if op.namespace == "comm" and COLLECTIVES[op.target].sent]
+    """A window for each collective that pays for itself, the first ones first; each second of an op is beside one at
+    most. Messages on an axis follow each other, so that what needs a later one is not there to be computed beside an
+    earlier one."""
+    order, ops = Order(layer.graph), layer.graph.ops
+    sent = [i for i, op in enumerate(ops) if op.namespace == "comm" and COLLECTIVES[op.target].sent]
+    left = {i: [kernels_s(events, machine, batch) for events in doing.by_op[i]] for i in layer.quiet if ops[i].results}
     for start in layer.independent:
-        lasting_s, computing_s = _communicating_s(layer, doing, machine, batch, start), [0.0, 0.0]
-        beside: list[int] = []
-        later = (order.needing(i) for i in sent if i > start and layer.axes[i] == layer.axes[start])
-        for index in sorted(order.independent(start) - used - set[int]().union(*later)):
-            own_s = [kernels_s(events, machine, batch) for events in doing.by_op[index]]
-            if layer.axes[index] is None and layer.graph.ops[index].results and any(own_s):
-                beside.append(index)
-                computing_s = [before + own for before, own in zip(computing_s, own_s, strict=True)]
-            if all(own >= lasting for own, lasting in zip(computing_s, lasting_s, strict=True)):
-                break
         axis = layer.axes[start]
         assert axis is not None
+        later = (order.needing(i) for i in sent if i > start and layer.axes[i] == axis)
+        candidates = order.independent(start) & left.keys() - set[int]().union(*later)
+        lasting_s = _communicating_s(layer, doing, machine, batch, start)
+        taken = dict(_taken({index: left[index] for index in sorted(candidates)}, lasting_s))
+        computing_s = [sum(own[way] for own in taken.values()) for way in (0, 1)]
         hidden = (hidden_s(machine, axis, *both) for both in zip(computing_s, lasting_s, strict=True))
-        if beside and sum(hidden) > _two_calls_s(machine):
-            names = [layer.graph.ops[index].results[0].name for index in (start, *beside)]
-            window = Window(names[0], tuple(names[1:]))
+        if taken and sum(hidden) > _two_calls_s(machine):
+            window = Window(ops[start].results[0].name, tuple(ops[index].results[0].name for index in taken))
             order.add(window)
-            used.update(beside)
+            for index, own in taken.items():
+                left[index] = [before - now for before, now in zip(left[index], own, strict=True)]
             yield window
+
+
+def _taken(left: Mapping[int, Sequence[float]], lasting_s: Sequence[float]) -> Iterator[tuple[int, list[float]]]:
+    """The ops that run beside a message for as long as it lasts in each direction, with their seconds beside it."""
+    missing = list(lasting_s)
+    for index, seconds in left.items():
+        own = [min(pair) for pair in zip(seconds, missing, strict=True)]
+        missing = [before - now for before, now in zip(missing, own, strict=True)]
+        if any(own):
+            yield index, own
 
 
 def _communicating_s(layer: Layer, doing: Doing, machine: Machine, batch: float, start: int) -> list[float]:

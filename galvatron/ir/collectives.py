@@ -112,7 +112,7 @@ class Collective:
     @property
     def optional(self) -> tuple[str, ...]:
         """Keyword arguments that are written where they say anything, behind `keywords`."""
-        return (ALSO,) if self.routes else ()
+        return (ALSO,) if (SHARD, ROUTED) in self.ways else ()
 
     def written(self, keywords: Keywords) -> tuple[tuple[str, Arg], ...]:
         """Those of the keywords that it has, in its order."""

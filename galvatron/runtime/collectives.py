@@ -140,19 +140,8 @@ def dispatch(
     return _apply(x, lambda t: route.there(t, axis), lambda g: route.back(g, axis), started)
 
 
-def combine(
-    x: Tensor,
-    axis: Axis,
-    *,
-    dim: int,
-    outer: int = 1,
-    by: Tensor,
-    size: int,
-    also: Sequence[Tensor] = (),
-    started: bool = False,
-) -> Tensor:
+def combine(x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size: int, started: bool = False) -> Tensor:
     """S(by) -> S: each row goes back to where it came from. Arguments are those of `dispatch`."""
-    find_routes((by, *also), axis, size)
     route = route_of(by, axis, size)
     return _apply(x, lambda t: route.back(t, axis), lambda g: route.there(g, axis), started)
 

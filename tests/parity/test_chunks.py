@@ -1,0 +1,157 @@
+"""Rows that go to their experts in chunks: losses, gradients and weights are those of one device, and what is sent is
+what the program says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from galvatron.costs.estimate import estimate_plan
+from galvatron.errors import VerifyError
+from galvatron.forms import lowered
+from galvatron.ir.chunks import in_chunks
+from galvatron.ir.network import Level
+from galvatron.ir.planned import PlanShorthand
+from galvatron.ir.program import Program
+from galvatron.ir.strategy import Strategy
+from galvatron.ir.text import parse_program, print_program
+from galvatron.ir.verify import verify
+from galvatron.passes import LOWERING
+from galvatron.passes.pipeline import Pipeline
+from tests.costs.communication import counts, stage_communication
+from tests.costs.test_communication import bytes_by_channel, counted_step
+from tests.marks import some_slow
+from tests.parity import harness, routed
+from tests.parity.harness import BATCH_SIZE, check_program, job_of, job_of_staged, planned, relative_errors, subject
+from tests.parity.test_expert_training import alike
+from tests.parity.training import assert_same_training, batches, train
+from tests.ranks import run_ranks
+
+MODELS = ["mixtral-batched_mm", "deepseek-v3-batched_mm", "routed: loop"]
+PLANS = [
+    "m1/ep2", "m1/ep4", "m2/dp2-ep2", "m1/ep2-tp2", "m1/ep2-ulysses2", "m1/ep2-cp2", "m2/ep2-recompute",
+    "m2/ep2-recompute=selective", "m2/ep2-zero3", "pp2/m4/zbv/ep2",
+]  # fmt: skip
+
+
+def where_chunks_pay(name: str, plan: str, *, overlap: bool = True) -> Program:
+    """A program for devices on which kernels start at once, so that small ones are as good as large ones, and links on
+    which messages last about as long as what is computed with them."""
+    program = planned(name, plan, PlanShorthand.parse(plan).world_size, overlap=overlap)
+    assert program.cluster is not None
+    device = replace(program.cluster.device, kernel_launch_s=1e-9, host_op_s=0.0, host_view_s=0.0)
+    level = Level("node", program.cluster.world_size, 100e9, 1e-9)
+    return replace(program, cluster=replace(program.cluster, device=device, levels=(level,)))
+
+
+def layers_with_chunks(program: Program) -> list[int]:
+    """How many messages bring rows to their experts in each class that has any."""
+    sent = ([op for op in cls.graph.ops if op.target == "comm.dispatch"] for cls in program.classes)
+    return [len(ops) for ops in sent if ops]
+
+
+@pytest.mark.parametrize(
+    ("model", "plan"),
+    some_slow([("routed: loop", "m2/ep2")], [(model, plan) for model in MODELS for plan in PLANS]),
+)
+def test_equals_eager(model: str, plan: str) -> None:
+    program = where_chunks_pay(model, plan)
+    assert min(layers_with_chunks(lowered(program))) > 1
+    check_program(model, program, subject(model).batch(BATCH_SIZE, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["m1/ep4", "m2/dp2-ep2", "m2/ep2-tp2-zero3", "pp2/m4/1f1b/ep2", "m2/ep2-recompute"])
+@pytest.mark.parametrize("model", MODELS)
+def test_three_steps_equal_one_device(model: str, plan: str) -> None:
+    ranks, program = PlanShorthand.parse(plan).world_size, where_chunks_pay(model, plan)
+    assert min(layers_with_chunks(lowered(program))) > 1
+    assert_same_training(model, plan, run_ranks(train, ranks, job_of(model, program), batches(model), timeout=240))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["m1/ep4", "m1/ep2-tp2", "m2/ep2-recompute"])
+@pytest.mark.parametrize("model", MODELS[:2])
+def test_some_experts_have_all_rows_and_others_none(model: str, plan: str) -> None:
+    check_program(model, where_chunks_pay(model, plan), alike(model))
+
+
+def staged(name: str, plan: str, chunks: int) -> Program:
+    """A staged program with rows in so many chunks, and nothing beside their messages."""
+    program = Pipeline.of(LOWERING).run(planned(name, plan, PlanShorthand.parse(plan).world_size))
+    cut = tuple(replace(cls, graph=in_chunks(cls.graph, chunks)) for cls in program.classes)
+    assert [cls.graph for cls in cut] != [cls.graph for cls in program.classes]
+    return replace(program, classes=cut)
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "chunks"),
+    some_slow(
+        [("routed: loop", "m2/ep2", 3)],
+        [("mixtral-batched_mm", plan, 5) for plan in ("m1/ep4", "m1/ep2-tp2+sp", "m1/ep2-cp2", "pp2/m2/1f1b/ep2")],
+    ),
+)
+def test_chunks_of_unequal_sizes(model: str, plan: str, chunks: int) -> None:
+    batch = subject(model).batch(BATCH_SIZE, 1)
+    job = job_of_staged(model, staged(model, plan, chunks))
+    (loss, gradients), *_ = run_ranks(harness.run_step, PlanShorthand.parse(plan).world_size, job, batch)
+    errors = relative_errors(loss, gradients, harness.eager(model, batch))
+    assert max(errors.values()) <= 1e-9, errors
+
+
+@pytest.mark.parametrize(
+    "plan", some_slow([], ["m2/ep2", "m1/ep2-tp2", "m2/ep2-recompute", "m2/ep2-recompute=selective"])
+)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_ranks_send_what_the_program_says(plan: str, overlap: bool) -> None:
+    """They tell each other once how many rows of all chunks go where."""
+    name, strategy = "routed: top two", Strategy.parse(plan.split("/")[1])
+    if overlap:
+        program = Pipeline.of(LOWERING).run(where_chunks_pay(name, plan))
+        assert min(layers_with_chunks(program)) > 1
+    else:
+        program = staged(name, plan, 2)
+    assert program.plan is not None
+    micro_batches, expected = program.plan.micro_batches, stage_communication(program)
+    told = [event for event in expected.forward if event.at_once]
+    (chunks,) = set(layers_with_chunks(program))
+    assert len(told) == 2
+    assert {e.payload_bytes(1) for e in told} == {8 * chunks * (routed.EXPERTS + strategy.degree("ep"))}
+    batch = subject(name).batch(BATCH_SIZE, 1)
+    for counter in run_ranks(counted_step, strategy.devices, job_of_staged(name, program), batch):
+        assert counter.counts("forward") == counts(micro_batches * expected.forward)
+        assert counter.counts("backward") == counts(micro_batches * expected.backward)
+
+
+@pytest.mark.slow
+def test_chunks_have_the_bytes_of_all_rows() -> None:
+    name = "routed: top two"
+    whole, cut = (stage_communication(staged(name, "m1/ep2", n) if n > 1 else alone(name)) for n in (1, 2))
+    for one, other in ((whole.forward, cut.forward), (whole.backward, cut.backward)):
+        sent = [bytes_by_channel([e for e in events if not e.at_once], 8) for events in (one, other)]
+        assert sent[0] == sent[1]
+
+
+def alone(name: str) -> Program:
+    return Pipeline.of(LOWERING).run(planned(name, "m1/ep2", 2))
+
+
+@pytest.mark.parametrize("recompute", some_slow(["none"], ["full", "selective"]))
+def test_plans_are_told_to_be_faster_and_are_chunked_as_told(recompute: str) -> None:
+    plan = "m1/ep2" if recompute == "none" else f"m1/ep2-recompute={recompute}".replace("=full", "")
+    with_chunks, without = (where_chunks_pay(MODELS[2], plan, overlap=overlap) for overlap in (True, False))
+    times = [estimate_plan(program, program.required_plan)[0] for program in (with_chunks, without)]
+    assert times[0] < times[1]
+    assert layers_with_chunks(lowered(without)) == [1]
+
+
+@cache
+def layer() -> str:
+    """A program whose rows go to two ranks in two chunks."""
+    return print_program(staged("routed: loop", "m1/ep2", 2))
+
+
+def test_the_text_reads_back() -> None:
+    assert print_program(parse_program(layer())) == layer()
