@@ -12,6 +12,7 @@ from galvatron.costs.estimate import estimate_plan
 from galvatron.errors import VerifyError
 from galvatron.forms import lowered
 from galvatron.ir.chunks import in_chunks
+from galvatron.ir.collectives import ALSO
 from galvatron.ir.network import Level
 from galvatron.ir.planned import PlanShorthand
 from galvatron.ir.program import Program
@@ -37,19 +38,20 @@ PLANS = [
 
 
 def where_chunks_pay(name: str, plan: str, *, overlap: bool = True) -> Program:
-    """A program for devices on which kernels start at once, so that small ones are as good as large ones, and links on
-    which messages last about as long as what is computed with them."""
+    """A program for a cluster on which nothing takes time but products of matrices and the bytes of messages, so that
+    small ones are as good as large ones."""
     program = planned(name, plan, PlanShorthand.parse(plan).world_size, overlap=overlap)
     assert program.cluster is not None
-    device = replace(program.cluster.device, kernel_launch_s=1e-9, host_op_s=0.0, host_view_s=0.0)
-    level = Level("node", program.cluster.world_size, 100e9, 1e-9)
+    free = {"kernel_launch_s": 1e-12, "memory_bytes_per_s": 1e18, "host_op_s": 0.0, "host_view_s": 0.0}
+    device = replace(program.cluster.device, **free)
+    level = Level("node", program.cluster.world_size, 100e9, 1e-12)
     return replace(program, cluster=replace(program.cluster, device=device, levels=(level,)))
 
 
-def layers_with_chunks(program: Program) -> list[int]:
-    """How many messages bring rows to their experts in each class that has any."""
-    sent = ([op for op in cls.graph.ops if op.target == "comm.dispatch"] for cls in program.classes)
-    return [len(ops) for ops in sent if ops]
+def chunks(program: Program) -> list[int]:
+    """In how many chunks rows go to their experts, in each class in which some do."""
+    sent = ([op.kwarg(ALSO, ()) for op in cls.graph.ops if op.target == "comm.dispatch"] for cls in program.classes)
+    return [1 + max(len(also) for also in each if isinstance(also, tuple)) for each in sent if each]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def layers_with_chunks(program: Program) -> list[int]:
 )
 def test_equals_eager(model: str, plan: str) -> None:
     program = where_chunks_pay(model, plan)
-    assert min(layers_with_chunks(lowered(program))) > 1
+    assert min(chunks(lowered(program))) > 1
     check_program(model, program, subject(model).batch(BATCH_SIZE, 1))
 
 
@@ -67,7 +69,7 @@ def test_equals_eager(model: str, plan: str) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_three_steps_equal_one_device(model: str, plan: str) -> None:
     ranks, program = PlanShorthand.parse(plan).world_size, where_chunks_pay(model, plan)
-    assert min(layers_with_chunks(lowered(program))) > 1
+    assert min(chunks(lowered(program))) > 1
     assert_same_training(model, plan, run_ranks(train, ranks, job_of(model, program), batches(model), timeout=240))
 
 
@@ -78,24 +80,26 @@ def test_some_experts_have_all_rows_and_others_none(model: str, plan: str) -> No
     check_program(model, where_chunks_pay(model, plan), alike(model))
 
 
-def staged(name: str, plan: str, chunks: int) -> Program:
+def staged(name: str, plan: str, count: int) -> Program:
     """A staged program with rows in so many chunks, and nothing beside their messages."""
     program = Pipeline.of(LOWERING).run(planned(name, plan, PlanShorthand.parse(plan).world_size))
-    cut = tuple(replace(cls, graph=in_chunks(cls.graph, chunks)) for cls in program.classes)
-    assert [cls.graph for cls in cut] != [cls.graph for cls in program.classes]
-    return replace(program, classes=cut)
+    cut = tuple(replace(cls, graph=in_chunks(cls.graph, count)) for cls in program.classes)
+    found = replace(program, classes=cut)
+    assert set(chunks(found)) == {count}
+    return found
 
 
 @pytest.mark.parametrize(
-    ("model", "plan", "chunks"),
+    ("model", "plan", "count"),
     some_slow(
-        [("routed: loop", "m2/ep2", 3)],
-        [("mixtral-batched_mm", plan, 5) for plan in ("m1/ep4", "m1/ep2-tp2+sp", "m1/ep2-cp2", "pp2/m2/1f1b/ep2")],
+        [],
+        [("routed: loop", "m2/ep2", 3)]
+        + [("mixtral-batched_mm", plan, 5) for plan in ("m1/ep4", "m1/ep2-tp2+sp", "m1/ep2-cp2", "pp2/m2/1f1b/ep2")],
     ),
 )
-def test_chunks_of_unequal_sizes(model: str, plan: str, chunks: int) -> None:
+def test_chunks_of_unequal_sizes(model: str, plan: str, count: int) -> None:
     batch = subject(model).batch(BATCH_SIZE, 1)
-    job = job_of_staged(model, staged(model, plan, chunks))
+    job = job_of_staged(model, staged(model, plan, count))
     (loss, gradients), *_ = run_ranks(harness.run_step, PlanShorthand.parse(plan).world_size, job, batch)
     errors = relative_errors(loss, gradients, harness.eager(model, batch))
     assert max(errors.values()) <= 1e-9, errors
@@ -110,15 +114,15 @@ def test_ranks_send_what_the_program_says(plan: str, overlap: bool) -> None:
     name, strategy = "routed: top two", Strategy.parse(plan.split("/")[1])
     if overlap:
         program = Pipeline.of(LOWERING).run(where_chunks_pay(name, plan))
-        assert min(layers_with_chunks(program)) > 1
+        assert min(chunks(program)) > 1
     else:
         program = staged(name, plan, 2)
     assert program.plan is not None
     micro_batches, expected = program.plan.micro_batches, stage_communication(program)
     told = [event for event in expected.forward if event.at_once]
-    (chunks,) = set(layers_with_chunks(program))
+    (count,) = set(chunks(program))
     assert len(told) == 2
-    assert {e.payload_bytes(1) for e in told} == {8 * chunks * (routed.EXPERTS + strategy.degree("ep"))}
+    assert {e.payload_bytes(1) for e in told} == {8 * count * (routed.EXPERTS + strategy.degree("ep"))}
     batch = subject(name).batch(BATCH_SIZE, 1)
     for counter in run_ranks(counted_step, strategy.devices, job_of_staged(name, program), batch):
         assert counter.counts("forward") == counts(micro_batches * expected.forward)
@@ -127,15 +131,10 @@ def test_ranks_send_what_the_program_says(plan: str, overlap: bool) -> None:
 
 @pytest.mark.slow
 def test_chunks_have_the_bytes_of_all_rows() -> None:
-    name = "routed: top two"
-    whole, cut = (stage_communication(staged(name, "m1/ep2", n) if n > 1 else alone(name)) for n in (1, 2))
+    whole, cut = (stage_communication(staged("routed: top two", "m1/ep2", count)) for count in (1, 2))
     for one, other in ((whole.forward, cut.forward), (whole.backward, cut.backward)):
         sent = [bytes_by_channel([e for e in events if not e.at_once], 8) for events in (one, other)]
         assert sent[0] == sent[1]
-
-
-def alone(name: str) -> Program:
-    return Pipeline.of(LOWERING).run(planned(name, "m1/ep2", 2))
 
 
 @pytest.mark.parametrize("recompute", some_slow(["none"], ["full", "selective"]))
@@ -144,14 +143,34 @@ def test_plans_are_told_to_be_faster_and_are_chunked_as_told(recompute: str) -> 
     with_chunks, without = (where_chunks_pay(MODELS[2], plan, overlap=overlap) for overlap in (True, False))
     times = [estimate_plan(program, program.required_plan)[0] for program in (with_chunks, without)]
     assert times[0] < times[1]
-    assert layers_with_chunks(lowered(without)) == [1]
+    assert chunks(lowered(without)) == [1]
 
 
 @cache
 def layer() -> str:
     """A program whose rows go to two ranks in two chunks."""
-    return print_program(staged("routed: loop", "m1/ep2", 2))
+    return print_program(staged("mixtral-batched_mm", "m1/ep2", 2))
 
 
+WRONG = {
+    "products of one chunk by another": ("experts.gate_up_proj, %reshape_6.0,", "experts.gate_up_proj, %reshape_6.1,"),
+    "another chunk's numbers": ("(%silu.0, %split_1.0)", "(%silu.0, %split_1.1)"),
+    "back by another chunk": ("comm.combine(%grouped_linear_1.0,", "comm.combine(%grouped_linear_1.1,"),
+    "a chunk is missing": (", %grouped_linear_1.combine.blocks.1]", "]"),
+    "told of floats": ("also=[%reshape_6.1]", "also=[%repeat_interleave.1]"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old, new", WRONG.values(), ids=WRONG)
+def test_chunks_that_are_mixed_up_or_lost_are_refused(old: str, new: str) -> None:
+    assert layer().count(old) == 1
+    with pytest.raises(VerifyError):
+        verify(parse_program(layer().replace(old, new)))
+
+
+@pytest.mark.slow
 def test_the_text_reads_back() -> None:
-    assert print_program(parse_program(layer())) == layer()
+    program = parse_program(layer())
+    verify(program)
+    assert print_program(program) == layer()
