@@ -56,11 +56,12 @@ class _Cut:
 
     @staticmethod
     def of(graph: Graph, chosen: str, count: int) -> _Cut | None:
-        """How the rows are cut that go by a value; None where they are not."""
+        """How the rows are cut that go by a value; None where they are not, as where it is not all that they go by."""
         ids = graph.values[chosen]
         rows = [p for p in ids.layout or () if isinstance(p, Shard) and p.dim == 0]
-        elsewhere = any(len(found := _routed(value)) > 1 and chosen in found for value in graph.values.values())
-        if elsewhere or any(shard.padded for shard in rows):
+        moved = [v for v in graph.values.values() if chosen in _routed(v)]
+        alike = all(v.type.shape[0] == ids.type.shape[0] and _routed(v) == {chosen} for v in moved)
+        if not alike or any(shard.padded for shard in rows):
             return None
         neighbours = int(sympy.sympify(ids.type.shape[0]).as_content_primitive()[0])
         if any(shard.folded for shard in rows):  # of two pieces, which are no neighbours

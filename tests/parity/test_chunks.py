@@ -8,6 +8,8 @@ from functools import cache
 
 import pytest
 
+from galvatron.codegen import emit
+from galvatron.codegen.layout import WIDTH
 from galvatron.costs.estimate import estimate_plan
 from galvatron.errors import VerifyError
 from galvatron.forms import lowered
@@ -167,6 +169,13 @@ def test_chunks_that_are_mixed_up_or_lost_are_refused(old: str, new: str) -> Non
     assert layer().count(old) == 1
     with pytest.raises(VerifyError):
         verify(parse_program(layer().replace(old, new)))
+
+
+@pytest.mark.slow
+def test_emitted_code_has_no_long_lines() -> None:
+    (text,) = emit(staged("mixtral-batched_mm", "m1/ep2", 4)).values()
+    assert ") = repeat_interleave_blocks.split(" in text
+    assert max(map(len, text.splitlines())) <= WIDTH
 
 
 @pytest.mark.slow
