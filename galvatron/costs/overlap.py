@@ -9,6 +9,7 @@ two more calls, one in each direction; and in all, where the layer is faster by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -45,14 +46,16 @@ def arrangement_that_pays(layer: Layer, does: Does, recompute: str, machine: Mac
     """
     if recompute == "attention":
         return AS_IT_STANDS
-    found = {
-        arrangement: _seconds(arranged(layer, arrangement), does(arrangement), machine, batch)
-        for arrangement in _arrangements(layer, does, machine, batch)
-    }
-    if not found:
-        return AS_IT_STANDS
-    found[AS_IT_STANDS] = _seconds(layer, does(AS_IT_STANDS), machine, batch)
-    return min(reversed(found), key=lambda arrangement: found[arrangement])
+    best, best_s = AS_IT_STANDS, math.inf
+    for found in _arrangements(layer, does, machine, batch):
+        if best == AS_IT_STANDS:
+            best_s = _seconds(layer, does(best), machine, batch)
+        seconds = _seconds(arranged(layer, found), does(found), machine, batch)
+        if seconds < best_s:
+            best, best_s = found, seconds
+        elif found.chunks > 1:
+            break  # more of them cost more yet
+    return best
 
 
 def _arrangements(layer: Layer, does: Does, machine: Machine, batch: float) -> Iterator[Arrangement]:
