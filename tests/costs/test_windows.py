@@ -136,3 +136,44 @@ def test_what_is_under_way_is_laid_out_until_it_is_waited_for() -> None:
     made_bytes = 2 * 4 * SAMPLES * WIDTH
     assert beside.saved_bytes(SAMPLES) == alone.saved_bytes(SAMPLES)
     assert beside.forward_extra_bytes(SAMPLES) == alone.forward_extra_bytes(SAMPLES) + made_bytes
+
+
+def test_messages_that_are_under_way_follow_each_other() -> None:
+    """A kernel as long as two of them is beside both."""
+    kernel = Launch("gelu", "f32", None, Linear(2.0**33, 0.0))
+
+    def hidden_of(*windows: int) -> float:
+        events = (*map(message, windows), kernel, *map(Mark, windows))
+        return len(windows) * MESSAGE_S - collectives_s(events, MACHINE, 1)
+
+    assert MACHINE.kernel_s(kernel.at(1)) > 2 * MESSAGE_S
+    assert hidden_of(3, 5) > 1.5 * hidden_of(3)
+
+
+ROWS = f"""
+graph {{
+  input %rows : f32[8*b, {WIDTH}] (S(0))
+  input %ids : i64[8*b] (S(0))
+  state %weight : f32[4, {WIDTH}, {WIDTH}] (S(0))
+  %there = comm.dispatch(%rows, axis="ep", dim=0, outer=1, by=%ids, size=8) : f32[8*b, {WIDTH}] (S(0, by=%ids))
+  %made = spmd.grouped_linear(%there, %weight, %ids, axis="ep", size=8, routed=true) : f32[8*b, {WIDTH}] (S(0, by=%ids))
+  %back = comm.combine(%made, axis="ep", dim=0, outer=1, by=%ids, size=8) : f32[8*b, {WIDTH}] (S(0))
+  return %back
+}}
+"""
+
+
+def test_rows_go_in_chunks_where_that_pays() -> None:
+    layer = Layer.of(parse_graph(ROWS), (EP,), frozenset({"rows", "weight"}))
+
+    def does(found: Arrangement) -> Doing:
+        return profile_layer(arranged(layer, found), "none", kind="cuda")
+
+    found = arrangement_that_pays(layer, does, "none", MACHINE, SAMPLES)
+    assert found.chunks > 1
+    assert {window.collective for window in found.windows} >= {"there.1", "back.0"}
+    profiles = [does(one).profile for one in (AS_IT_STANDS, found)]
+    whole_s, cut_s = (collectives_s((*p.forward, *p.backward), MACHINE, SAMPLES) for p in profiles)
+    assert cut_s < 0.8 * whole_s
+    assert arrangement_that_pays(layer, does, "none", machine(host_op_s=1.0), SAMPLES) == AS_IT_STANDS
+    assert arrangement_that_pays(layer, does, "none", MACHINE, 1) == AS_IT_STANDS  # few rows read all weights
