@@ -9,7 +9,7 @@ from pathlib import PurePath
 import sympy
 
 from galvatron.codegen.expressions import print_expression, share
-from galvatron.codegen.layout import INDENT, WIDTH, call, lines, prefixed, tuple_of
+from galvatron.codegen.layout import INDENT, WIDTH, Text, call, lines, prefixed, tuple_of
 from galvatron.codegen.names import Scope, escaped, shortest_suffixes
 from galvatron.codegen.ops import ASKED, IN_TRAINING, OpPrinter
 from galvatron.ir import graph as ir
@@ -163,7 +163,16 @@ def body_lines(
             unpacked = f"({unpacked})"
         if is_random(op):
             yield from lines(prefixed("with ", printer.draw(op), ":"), depth)
-        yield from lines(prefixed(f"{unpacked} = ", expression), depth + is_random(op))
+        yield from _assignment(targets, unpacked, expression, depth + is_random(op))
+
+
+def _assignment(targets: Sequence[str], unpacked: str, expression: Text, depth: int) -> list[str]:
+    """The statement that names results; one name a line where they are too long for one."""
+    found = lines(prefixed(f"{unpacked} = ", expression), depth)
+    if len(targets) == 1 or len(found[0]) <= WIDTH:
+        return found
+    names = (f"{INDENT * (depth + 1)}{target}," for target in targets)
+    return [f"{INDENT * depth}(", *names, *lines(prefixed(") = ", expression), depth)]
 
 
 def _core_lines(core: Core, scope: Scope, body: Iterator[str], depth: int) -> Iterator[str]:

@@ -32,8 +32,9 @@ from galvatron.costs.acts import (
     Step,
     StepEnd,
 )
-from galvatron.costs.sending import communicated, find_route, is_uneven
+from galvatron.costs.sending import communicated, find_routes, is_uneven
 from galvatron.costs.watch import Watch
+from galvatron.ir.collectives import ALSO
 from galvatron.ir.fakes import described
 from galvatron.ir.graph import Graph, Op, Ref, Value, map_refs
 from galvatron.ir.interpreter import run_graph
@@ -394,7 +395,7 @@ def _function(called: Called, setting: Setting) -> Callable[[Sequence[torch.Tens
     def run(operands: Sequence[torch.Tensor], watch: Watch) -> list[torch.Tensor]:
         def collective(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if called.finds_route:
-                find_route(op, kwargs["by"], axis, watch, setting.skew)
+                find_routes(op, (kwargs["by"], *kwargs.get(ALSO, ())), axis, watch, setting.skew)
             return communicated(op, args, kwargs, axis, watch, setting.batch, setting.skew)
 
         values = {value.name: tensor for value, tensor in zip(graph.inputs, operands, strict=True)}

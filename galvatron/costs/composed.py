@@ -36,15 +36,16 @@ from galvatron.costs.together import (
     call_at,
 )
 from galvatron.ir.attention import pieces
-from galvatron.ir.collectives import COLLECTIVES, WAIT, is_started
+from galvatron.ir.collectives import COLLECTIVES, WAIT, is_started, sent_by
 from galvatron.ir.either import in_training
-from galvatron.ir.graph import Arg, Graph, Ref, Value
+from galvatron.ir.graph import Arg, Graph, Op, Value
 from galvatron.ir.layout import Axis, nameable_axes
 from galvatron.ir.local_functions import with_local_functions
 from galvatron.ir.ops.table import operator_of
 from galvatron.ir.overlap import Order
 from galvatron.ir.recompute import in_steps, replays, selective_steps
 from galvatron.ir.skew import EVEN
+from galvatron.ir.spmd import on_slices
 from galvatron.ir.types import TORCH_DTYPE_NAMES, evaluate
 
 
@@ -105,11 +106,18 @@ class Layer:
         """The collectives that could run beside something: some op neither needs their result nor is needed for it.
         Those that were started have what they have beside them."""
         order = Order(self.graph)
-        ops = enumerate(zip(self.graph.ops, self.axes, strict=True))
-        quiet = {i for i, (op, axis) in ops if axis is None and not operator_of(op).free}
         talking = (i for i, op in enumerate(self.graph.ops) if op.namespace == "comm" and not is_started(op))
         sends = (i for i in talking if COLLECTIVES[self.graph.ops[i].target].sent)
-        return tuple(i for i in sends if order.independent(i) & quiet)
+        return tuple(i for i in sends if order.independent(i) & self.quiet)
+
+    @cached_property
+    def quiet(self) -> frozenset[int]:
+        """The ops that compute something, and send nothing."""
+
+        def sends(op: Op) -> bool:
+            return op.namespace == "comm" or (op.namespace == "spmd" and on_slices(op).communicates)
+
+        return frozenset(i for i, op in enumerate(self.graph.ops) if not sends(op) and not operator_of(op).free)
 
     @cached_property
     def windows(self) -> tuple[int | None, ...]:
@@ -135,10 +143,9 @@ class Layer:
     def _finding_routes(self) -> frozenset[int]:
         """The ops at which ranks tell each other how many rows go where: the first of all that send rows by a value. Of
         a value that is given to the graph they know it, all layers but one."""
-        first: dict[tuple[Arg, Axis | None, Arg], int] = {}
+        first: dict[tuple[str, Axis | None, Arg], int] = {}
         for index, (op, axis) in enumerate(zip(self.graph.ops, self.axes, strict=True)):
-            by = op.kwarg("by") if op.namespace == "comm" else None
-            if isinstance(by, Ref) and by.name in self.graph.producers:
+            for by in self.graph.producers.keys() & sent_by(op):
                 first.setdefault((by, axis, op.kwarg("size")), index)
         return frozenset(first.values())
 

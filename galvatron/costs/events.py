@@ -162,39 +162,61 @@ def collectives_s(events: Iterable[Event], machine: Machine, batch: float) -> fl
     """Seconds by which the collectives among events lengthen them at a local batch size: all that they take, less what
     is hidden of those that are under way while something is computed.
 
-    Of several that are under way at once, the last has all that is computed meanwhile beside it: what is computed again
-    may start one that nobody waits for, where nothing more is needed of it.
+    Several that are under way at once follow each other: what is computed meanwhile is beside the first one for as long
+    as that lasts, then beside the next. What is computed again may start one that nobody waits for, where nothing more
+    is needed of it: nothing is beside that.
     """
-    awaited_s, under_way = 0.0, dict[int, _UnderWay]()
-    for event in events:
+    events = tuple(events)
+    calls = [event for event in events if isinstance(event, CollectiveCall)]
+    awaited_s = sum(machine.collective_s(e.kind, e.payload_bytes(batch), e.axis) for e in calls)
+    begun, ended = _under_way(events, machine, batch)
+    under_way: list[_UnderWay] = []
+    for index, event in enumerate(events):
         if isinstance(event, Launch):
             if under_way:
-                next(reversed(under_way.values())).computing_s += machine.kernel_at_s(event, batch)
-            continue
-        window = event.window
-        if isinstance(event, CollectiveCall):
-            seconds = machine.collective_s(event.kind, event.payload_bytes(batch), event.axis)
-            awaited_s += seconds
-            if window is not None:
-                own = under_way.setdefault(window, _UnderWay())
-                own.axis, own.communicating_s = event.axis, seconds
-        if window is None:
-            continue
-        own = under_way.setdefault(window, _UnderWay())
-        if isinstance(event, CollectiveCall) == (window < 0):  # the later one of the two
-            del under_way[window]
-            if own.axis is not None:
-                awaited_s -= hidden_s(machine, own.axis, own.computing_s, own.communicating_s)
+                _compute_beside(under_way, machine.kernel_at_s(event, batch))
+        elif index in begun:
+            under_way.append(begun[index])
+        elif index in ended:
+            own = ended[index]
+            under_way.remove(own)
+            awaited_s -= hidden_s(machine, own.axis, own.computing_s, own.communicating_s)
     return awaited_s
 
 
-@dataclass
+@dataclass(eq=False)
 class _UnderWay:
-    """A collective that was begun, and what is computed until it is waited for."""
+    """A collective that was begun, and what is computed beside it until it is waited for."""
 
-    axis: Axis | None = None
-    communicating_s: float = 0.0
+    axis: Axis
+    communicating_s: float
     computing_s: float = 0.0
+
+
+def _under_way(
+    events: Sequence[Event], machine: Machine, batch: float
+) -> tuple[dict[int, _UnderWay], dict[int, _UnderWay]]:
+    """The collectives that are waited for after a while, by the event that begins each and by the one that ends it."""
+    begun, ended, first = dict[int, _UnderWay](), dict[int, _UnderWay](), dict[int, int]()
+    for index, event in enumerate(events):
+        if isinstance(event, Launch) or event.window is None:
+            continue
+        if isinstance(event, CollectiveCall) == (event.window >= 0):  # the earlier one of the two
+            first[event.window] = index
+        elif event.window in first:
+            both = events[first[event.window]], event
+            (call,) = (one for one in both if isinstance(one, CollectiveCall))
+            lasting_s = machine.collective_s(call.kind, call.payload_bytes(batch), call.axis)
+            begun[first.pop(event.window)] = ended[index] = _UnderWay(call.axis, lasting_s)
+    return begun, ended
+
+
+def _compute_beside(under_way: Sequence[_UnderWay], seconds: float) -> None:
+    for own in under_way:
+        part_s = min(seconds, max(0.0, own.communicating_s - own.computing_s))
+        own.computing_s += part_s
+        seconds -= part_s
+    under_way[-1].computing_s += seconds
 
 
 def hidden_s(machine: Machine, axis: Axis, computing_s: float, communicating_s: float) -> float:

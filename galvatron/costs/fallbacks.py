@@ -21,7 +21,7 @@ from galvatron.costs.profile import profile_graph
 from galvatron.errors import GalvatronError
 from galvatron.ir.graph import Op
 from galvatron.ir.layout import Axis
-from galvatron.ir.overlap import is_overlapped
+from galvatron.ir.overlap import is_arranged
 from galvatron.ir.program import Form, LayerClass, Program
 from galvatron.machine import Machine
 from galvatron.partition import Partitioner
@@ -136,7 +136,7 @@ class _Reader:
         """The class as the partitioner leaves it, before its collectives were parted, and what was decided for it."""
         if cls.strategy is not None and cls.base in self._planned.class_of:
             sharded = self._partitioner.sharded(cls.base, cls.strategy, self._ties)
-            if is_overlapped(sharded.local.graph, cls.graph) and sharded.local.mesh == cls.mesh:
+            if is_arranged(sharded.local.graph, cls.graph) and sharded.local.mesh == cls.mesh:
                 return sharded
         raise GalvatronError(f"class {cls.name!r} was not sharded from the program given")
 

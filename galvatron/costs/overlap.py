@@ -1,4 +1,5 @@
-"""Which collectives of a layer are worth being started early and waited for late, and what runs meanwhile.
+"""Which collectives of a layer are worth being started early and waited for late, what runs meanwhile, and in how many
+chunks rows are sent.
 
 Beside a collective may run whatever neither needs its result nor is needed for it: a shared expert beside the messages
 of the others, the product that makes keys beside the exchange of queries. As much is taken as the message lasts, in
@@ -8,7 +9,8 @@ two more calls, one in each direction; and in all, where the layer is faster by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,38 +18,55 @@ from galvatron.costs.composed import Layer
 from galvatron.costs.events import CollectiveCall, hidden_s, kernels_s
 from galvatron.costs.parts import passes_of
 from galvatron.costs.profile import Doing
-from galvatron.ir.overlap import Order, Window, overlapped
+from galvatron.ir.collectives import COLLECTIVES
+from galvatron.ir.overlap import AS_IT_STANDS, CHUNKS, Arrangement, Order, Window
+from galvatron.ir.overlap import arranged as arranged_graph
 from galvatron.machine import Machine
 
-Does = Callable[[tuple[Window, ...]], Doing]
-"""What a layer does with windows."""
+Does = Callable[[Arrangement], Doing]
+"""What a layer does in an arrangement."""
 
 
-def with_windows(layer: Layer, windows: tuple[Window, ...]) -> Layer:
+def arranged(layer: Layer, arrangement: Arrangement) -> Layer:
     """The layer with its collectives beside computation."""
-    return _with_windows(layer, windows) if windows else layer
+    return layer if arrangement == AS_IT_STANDS else _arranged(layer, arrangement)
 
 
 @lru_cache(maxsize=1 << 10)
-def _with_windows(layer: Layer, windows: tuple[Window, ...]) -> Layer:
-    return Layer(overlapped(layer.graph, windows), layer.mesh, layer.differentiable)
+def _arranged(layer: Layer, arrangement: Arrangement) -> Layer:
+    graph = arranged_graph(layer.graph, arrangement)
+    return layer if graph is layer.graph else Layer(graph, layer.mesh, layer.differentiable)
 
 
-def windows_that_pay(layer: Layer, does: Does, recompute: str, machine: Machine, batch: float) -> tuple[Window, ...]:
-    """The windows with which a layer is fastest on a machine, at a local batch size.
+def arrangement_that_pays(layer: Layer, does: Does, recompute: str, machine: Machine, batch: float) -> Arrangement:
+    """The arrangement in which a layer is fastest on a machine, at a local batch size.
 
     Under `recompute=attention` there are none (`ir.verify.sharding.attention_waits_for_itself`), and nobody asks for
     layers that `torch.compile` compiles, which makes one kernel of ops that a window would part.
     """
-    if recompute == "attention" or not layer.independent:
-        return ()
-    doing = does(())
-    windows = tuple(_windows(layer, doing, machine, batch))
-    if not windows:
-        return ()
-    other = with_windows(layer, windows)
-    faster = _seconds(other, does(windows), machine, batch) < _seconds(layer, doing, machine, batch)
-    return windows if faster else ()
+    if recompute == "attention":
+        return AS_IT_STANDS
+    best, best_s = AS_IT_STANDS, math.inf
+    for found in _arrangements(layer, does, machine, batch):
+        if best == AS_IT_STANDS:
+            best_s = _seconds(layer, does(best), machine, batch)
+        seconds = _seconds(arranged(layer, found), does(found), machine, batch)
+        if seconds < best_s:
+            best, best_s = found, seconds
+        elif found.chunks > 1:
+            break  # more of them cost more yet
+    return best
+
+
+def _arrangements(layer: Layer, does: Does, machine: Machine, batch: float) -> Iterator[Arrangement]:
+    """The arrangements that may pay: one for each number of chunks with which anything may run beside a collective."""
+    for chunks in CHUNKS:
+        cut = Arrangement(chunks)
+        parts = arranged(layer, cut)
+        if chunks > 1 and parts is layer or not parts.independent:
+            continue
+        if windows := tuple(_windows(parts, does(cut), machine, batch)):
+            yield replace(cut, windows=windows)
 
 
 def _seconds(layer: Layer, doing: Doing, machine: Machine, batch: float) -> float:
@@ -58,27 +77,37 @@ def _seconds(layer: Layer, doing: Doing, machine: Machine, batch: float) -> floa
 
 
 def _windows(layer: Layer, doing: Doing, machine: Machine, batch: float) -> Iterator[Window]:
-    """A window for each collective that pays for itself, the first ones first; an op is in one at most."""
-    order, used = Order(layer.graph), set[int]()
+    """A window for each collective that pays for itself, the first ones first; each second of an op is beside one at
+    most. Messages on an axis follow each other, so that what needs a later one is not there to be computed beside an
+    earlier one."""
+    order, ops = Order(layer.graph), layer.graph.ops
+    sent = [i for i, op in enumerate(ops) if op.namespace == "comm" and COLLECTIVES[op.target].sent]
+    left = {i: [kernels_s(events, machine, batch) for events in doing.by_op[i]] for i in layer.quiet if ops[i].results}
     for start in layer.independent:
-        lasting_s, computing_s = _communicating_s(layer, doing, machine, batch, start), [0.0, 0.0]
-        beside: list[int] = []
-        for index in sorted(order.independent(start) - used):
-            own_s = [kernels_s(events, machine, batch) for events in doing.by_op[index]]
-            if layer.axes[index] is None and layer.graph.ops[index].results and any(own_s):
-                beside.append(index)
-                computing_s = [before + own for before, own in zip(computing_s, own_s, strict=True)]
-            if all(own >= lasting for own, lasting in zip(computing_s, lasting_s, strict=True)):
-                break
         axis = layer.axes[start]
         assert axis is not None
+        later = (order.needing(i) for i in sent if i > start and layer.axes[i] == axis)
+        candidates = order.independent(start) & left.keys() - set[int]().union(*later)
+        lasting_s = _communicating_s(layer, doing, machine, batch, start)
+        taken = dict(_taken({index: left[index] for index in sorted(candidates)}, lasting_s))
+        computing_s = [sum(own[way] for own in taken.values()) for way in (0, 1)]
         hidden = (hidden_s(machine, axis, *both) for both in zip(computing_s, lasting_s, strict=True))
-        if beside and sum(hidden) > _two_calls_s(machine):
-            names = [layer.graph.ops[index].results[0].name for index in (start, *beside)]
-            window = Window(names[0], tuple(names[1:]))
+        if taken and sum(hidden) > _two_calls_s(machine):
+            window = Window(ops[start].results[0].name, tuple(ops[index].results[0].name for index in taken))
             order.add(window)
-            used.update(beside)
+            for index, own in taken.items():
+                left[index] = [before - now for before, now in zip(left[index], own, strict=True)]
             yield window
+
+
+def _taken(left: Mapping[int, Sequence[float]], lasting_s: Sequence[float]) -> Iterator[tuple[int, list[float]]]:
+    """The ops that run beside a message for as long as it lasts in each direction, with their seconds beside it."""
+    missing = list(lasting_s)
+    for index, seconds in left.items():
+        own = [min(pair) for pair in zip(seconds, missing, strict=True)]
+        missing = [before - now for before, now in zip(missing, own, strict=True)]
+        if any(own):
+            yield index, own
 
 
 def _communicating_s(layer: Layer, doing: Doing, machine: Machine, batch: float, start: int) -> list[float]:

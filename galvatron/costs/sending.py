@@ -35,14 +35,15 @@ def communicated(
     return _Collective.apply(args[0], shape, conversion_of(op), copies(op), axis, watch, is_started(op))
 
 
-def find_route(op: Op, chosen: torch.Tensor, axis: Axis, watch: Watch, skew: float) -> None:
+def find_routes(op: Op, chosen: Sequence[torch.Tensor], axis: Axis, watch: Watch, skew: float) -> None:
     """What ranks do when they first send rows by what these choose: they tell each other how many there are."""
     size = op.kwarg("size")
     assert isinstance(size, int)
     with torch.no_grad():
-        _, counts = rows_by_rank(chosen, size, axis.size, 0)
+        counts = torch.stack([rows_by_rank(ids, size, axis.size, 0)[1] for ids in chosen], 1)
         watch.collective("all_to_all", axis, counts.numel() * counts.element_size(), at_once=True)
-        choices_that_come(counts, 0, most_rows(len(chosen), axis.size, skew))
+        for i, ids in enumerate(chosen):
+            choices_that_come(counts[:, i], 0, most_rows(len(ids), axis.size, skew))
 
 
 def is_uneven(op: Op) -> bool:

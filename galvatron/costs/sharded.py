@@ -21,7 +21,7 @@ from galvatron.costs.conversions import Conversions
 from galvatron.costs.events import Linear, Profile, collectives_s, kernels_s
 from galvatron.costs.local import LocalClass, local_class, trained_graph
 from galvatron.costs.model import CostModel, LayerCost
-from galvatron.costs.overlap import windows_that_pay, with_windows
+from galvatron.costs.overlap import arranged, arrangement_that_pays
 from galvatron.costs.parameters import HeldState, Nearer, ParameterCosts, PlainState
 from galvatron.costs.parts import End, Parameters, Passes, beside, passes_of
 from galvatron.costs.profile import Doing, profile_graph, profile_layer
@@ -30,7 +30,7 @@ from galvatron.errors import StrategyError
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.graph import Value
 from galvatron.ir.layout import Axis
-from galvatron.ir.overlap import Window
+from galvatron.ir.overlap import AS_IT_STANDS, Arrangement
 from galvatron.ir.plan import Ties
 from galvatron.ir.planned import closings_behind, epilogue, tied_layers
 from galvatron.ir.program import Layer, LayerClass, LayerKind, Program
@@ -159,7 +159,7 @@ class ShardedCostModel(CostModel):
         return self._cache[key]
 
     def _does(self, local: LocalLayer, cls: str, strategy: Strategy, ties: Ties) -> Doing:
-        """What a layer of a class does as it is cut, or with windows."""
+        """What a layer of a class does as it is cut, or as it is arranged."""
         doing = profile_layer(local, strategy.recompute, **self._as_run)
         doing = self._beside_what_it_reads(doing, cls, strategy, ties)
         as_measured = not self.program.inductor and (self._as_run["skew"] == EVEN or not local.uneven)
@@ -246,25 +246,25 @@ class ShardedCostModel(CostModel):
         return self._cache[key]
 
     def _found_passes(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> Passes:
-        windows = self._made_for._windows(cls, strategy, batch, ties)
-        doing = self._doing_with(windows, cls, strategy, ties)
-        groups = with_windows(self._local(cls, strategy, ties), windows).groups
+        arrangement = self._made_for._arrangement(cls, strategy, batch, ties)
+        doing = self._doing_in(arrangement, cls, strategy, ties)
+        groups = arranged(self._local(cls, strategy, ties), arrangement).groups
         return passes_of(doing.on(groups), self.machine, batch)
 
-    def _windows(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> tuple[Window, ...]:
+    def _arrangement(self, cls: str, strategy: Strategy, batch: float, ties: Ties) -> Arrangement:
         """What runs beside collectives of a layer, where that pays."""
         if self._overlapped_for is None:
-            return ()
-        does = partial(self._doing_with, cls=cls, strategy=strategy, ties=ties)
-        return windows_that_pay(self._local(cls, strategy, ties), does, strategy.recompute, self._overlapped_for, batch)
+            return AS_IT_STANDS
+        does, local = partial(self._doing_in, cls=cls, strategy=strategy, ties=ties), self._local(cls, strategy, ties)
+        return arrangement_that_pays(local, does, strategy.recompute, self._overlapped_for, batch)
 
-    def _doing_with(self, windows: tuple[Window, ...], cls: str, strategy: Strategy, ties: Ties) -> Doing:
-        """What a layer of a class does with windows."""
-        if not windows:
+    def _doing_in(self, arrangement: Arrangement, cls: str, strategy: Strategy, ties: Ties) -> Doing:
+        """What a layer of a class does as it is arranged."""
+        if arrangement == AS_IT_STANDS:
             return self._doing(cls, strategy, ties)
-        key = ("windows", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties), windows)
+        key = ("arranged", cls, strategy.axes, strategy.recompute, self._partitioner.whole(cls, ties), arrangement)
         if key not in self._cache:
-            self._cache[key] = self._does(with_windows(self._local(cls, strategy, ties), windows), cls, strategy, ties)
+            self._cache[key] = self._does(arranged(self._local(cls, strategy, ties), arrangement), cls, strategy, ties)
         return self._cache[key]
 
     def _parameters(self, index: int, strategy: Strategy, ties: Ties) -> Parameters:

@@ -9,6 +9,9 @@ The first argument is the value, `axis` the name of an axis of the class mesh; a
 except for flags, which are written where they are true. `outer` sees a dimension of the local tensor as `(outer, n,
 rest)`, of which the axis splits or joins `n`; `folded` says that it does so in folded slices.
 
+Before rows are first sent by what a value chooses, ranks tell each other how many go where. With `also`, a list of
+values that are made by then and by which others will be sent on the axis, they tell each other of these as well.
+
 A collective that is `started` is only begun where it stands. Its result is under way until `comm.wait`, the only op
 that may read it, gives it; what stands between the two runs beside it. In the backward it is the other way round: the
 gradient's collective is begun where the wait stands, and waited for where the start stands.
@@ -22,7 +25,7 @@ from typing import Literal
 
 import sympy
 
-from galvatron.ir.graph import Arg, Op, Ref
+from galvatron.ir.graph import Arg, Op, Ref, walk_refs
 from galvatron.ir.layout import BROADCAST, PARTIAL, REPLICATE, Placement, Shard, dual, is_routed, same_factor
 from galvatron.ir.types import Dim, exact_quotient
 
@@ -106,10 +109,18 @@ class Collective:
         """Whether it sends rows by what they choose: `by` is that value, and `size` among how many it chooses."""
         return any(ROUTED in way for way in self.ways)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Keyword arguments that are written where they say anything, behind `keywords`."""
+        return (ALSO,) if (SHARD, ROUTED) in self.ways else ()
+
     def written(self, keywords: Keywords) -> tuple[tuple[str, Arg], ...]:
         """Those of the keywords that it has, in its order."""
         return tuple((name, keywords[name]) for name in (*self.keywords, *self.flags) if name in keywords)
 
+
+ALSO = "also"
+"""The values besides `by` of which ranks tell each other how many rows go where."""
 
 STARTED = "started"
 """The flag of a collective whose result is waited for later."""
@@ -158,6 +169,12 @@ WAIT = "comm.wait"
 def is_started(op: Op) -> bool:
     """Whether the result of an op is under way, and has to be waited for."""
     return op.namespace == "comm" and op.kwarg(STARTED) is True
+
+
+def sent_by(op: Op) -> tuple[str, ...]:
+    """The values by which rows are sent that ranks know of behind an op that sends some; none for other ops."""
+    by, also = (op.kwarg("by"), op.kwarg(ALSO, ())) if op.namespace == "comm" else (None, ())
+    return tuple(ref.name for ref in walk_refs((by, also)))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Collectives of a local graph beside computation: they are started, other ops run, and they are waited for.
 
-A window says what runs beside one collective. The ops of a graph with windows are those that it had, in an order in
-which each window has its ops between its start and its wait, and which is else as near to theirs as it can be.
+An arrangement is all that is decided about it. Rows that are sent may be cut into chunks first (`ir.chunks`), so that
+some are computed while others are on their way. A window says what runs beside one collective. The ops of a graph with
+windows are those that it had, in an order in which each window has its ops between its start and its wait, and which is
+else as near to theirs as it can be.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from galvatron.ir.chunks import in_chunks
 from galvatron.ir.collectives import STARTED, WAIT, is_started
 from galvatron.ir.graph import Graph, Op, Ref, Value
 from galvatron.ir.names import Names
@@ -21,6 +24,21 @@ class Window:
 
     collective: str
     beside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How collectives run beside computation: in how many chunks rows are sent, and windows of the graph with these."""
+
+    chunks: int = 1
+    windows: tuple[Window, ...] = ()
+
+
+AS_IT_STANDS = Arrangement()
+"""Nothing runs beside anything."""
+
+CHUNKS = (1, 2, 4)
+"""In how many chunks rows may be sent."""
 
 
 class Order:
@@ -50,12 +68,16 @@ class Order:
 
     def independent(self, start: int) -> set[int]:
         """The ops that neither a collective needs nor its result."""
-        behind = self._reached(self._before, start)
+        needed = self._reached(self._before, start)
+        return {index for index in self._before if index >= 0} - needed - self.needing(start) - {start}
+
+    def needing(self, start: int) -> set[int]:
+        """The ops that need the result of another."""
         after: dict[int, set[int]] = {index: set() for index in self._before}
         for index, before in self._before.items():
             for one in before:
                 after[one].add(index)
-        return {index for index in self._before if index >= 0} - behind - self._reached(after, start) - {start}
+        return self._reached(after, start)
 
     @staticmethod
     def _reached(edges: Mapping[int, Iterable[int]], start: int) -> set[int]:
@@ -90,6 +112,11 @@ def _place(index: int) -> float:
     return index if index >= 0 else -1 - index + 0.5
 
 
+def arranged(graph: Graph, arrangement: Arrangement) -> Graph:
+    """A graph in which nothing was started, with its collectives beside computation."""
+    return overlapped(in_chunks(graph, arrangement.chunks), arrangement.windows)
+
+
 def overlapped(graph: Graph, windows: Sequence[Window]) -> Graph:
     """The same graph with windows."""
     if not windows:
@@ -105,8 +132,12 @@ def overlapped(graph: Graph, windows: Sequence[Window]) -> Graph:
     return replace(graph, ops=tuple(ops))
 
 
-def is_overlapped(graph: Graph, found: Graph) -> bool:
-    """Whether a graph is another one, with any windows or with none."""
+def is_arranged(graph: Graph, found: Graph) -> bool:
+    """Whether a graph is another one in any arrangement."""
+    return any(_is_overlapped(in_chunks(graph, chunks), found) for chunks in CHUNKS)
+
+
+def _is_overlapped(graph: Graph, found: Graph) -> bool:
     if graph == found:
         return True
     waits = {op.operands[0]: op.result for op in found.ops if op.target == WAIT}

@@ -12,6 +12,7 @@ One that sends may be `started`: what it gives then is for `wait`, which gives t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from galvatron.errors import GalvatronError
 from galvatron.runtime import comm
 from galvatron.runtime.comm import now
-from galvatron.runtime.experts import route_of
+from galvatron.runtime.experts import find_routes, route_of
 from galvatron.runtime.mesh import Axis
 from galvatron.runtime.slices import Sharded, in_order, route
 from galvatron.runtime.started import Map, Started, UnderWay, ended
@@ -116,7 +117,15 @@ def all_to_all(
 
 
 def dispatch(
-    x: Tensor, axis: Axis, *, dim: int, outer: int = 1, by: Tensor, size: int, started: bool = False
+    x: Tensor,
+    axis: Axis,
+    *,
+    dim: int,
+    outer: int = 1,
+    by: Tensor,
+    size: int,
+    also: Sequence[Tensor] = (),
+    started: bool = False,
 ) -> Tensor:
     """S -> S(by): each row goes to the rank that has what it chooses.
 
@@ -124,7 +133,9 @@ def dispatch(
         dim, outer: of rows, which are the first dimension.
         by: [rows], what each row chooses.
         size: among how many; each rank has an equal part of them.
+        also: what rows choose that are sent later: ranks tell each other at once how many of all of them go where.
     """
+    find_routes((by, *also), axis, size)
     route = route_of(by, axis, size)
     return _apply(x, lambda t: route.there(t, axis), lambda g: route.back(g, axis), started)
 

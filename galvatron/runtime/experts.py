@@ -1,12 +1,13 @@
 """Rows that go to the ranks of what they choose, and come back: expert parallelism.
 
 Each rank of an axis has rows of its own, and some of what they choose. How many rows go where is data, so ranks first
-tell each other; a rank that gets no rows, or has none, takes part all the same.
+tell each other, of all rows at once that they know of by then. A rank that gets no rows, or has none, takes part all
+the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,19 +59,25 @@ def route_of(chosen: Tensor, axis: Axis, size: int) -> Route:
         chosen: [rows], whole numbers. One that is none of `size` stays on its rank.
         size: how many there are to choose, of which each rank has an equal part.
     """
-    known = _routes.setdefault(chosen, {})
+    find_routes((chosen,), axis, size)
+    return _routes[chosen][id(axis.group), size]
+
+
+def find_routes(chosen: Sequence[Tensor], axis: Axis, size: int) -> None:
+    """Finds how rows go to the ranks of what each of some tensors chooses, with one message for all that are new; see
+    `route_of`."""
     key = id(axis.group), size
-    if key not in known:
-        known[key] = _found(chosen, axis, size)
-    return known[key]
-
-
-def _found(chosen: Tensor, axis: Axis, size: int) -> Route:
-    order, sent = rows_by_rank(chosen, size, axis.size, axis.index)
+    new = [ids for ids in chosen if key not in _routes.setdefault(ids, {})]
+    if not new:
+        return
+    orders, counts = zip(*(rows_by_rank(ids, size, axis.size, axis.index) for ids in new), strict=True)
+    sent = torch.stack(counts, 1)
     received = torch.empty_like(sent)
     comm.all_to_all(received, sent, axis.group).wait()
-    there, here = torch.stack([sent.sum(1), received.sum(1)]).tolist()
-    return Route(order, tuple(there), tuple(here), choices_that_come(received, axis.index, sum(here)))
+    there, here = torch.stack([sent.sum(2), received.sum(2)]).transpose(1, 2).tolist()
+    for i, ids in enumerate(new):
+        chosen_here = choices_that_come(received[:, i], axis.index, sum(here[i]))
+        _routes[ids][key] = Route(orders[i], tuple(there[i]), tuple(here[i]), chosen_here)
 
 
 def _sent(

@@ -9,12 +9,12 @@ import pytest
 
 from galvatron.costs.composed import Layer
 from galvatron.costs.events import CollectiveCall, Event, Launch, Linear, Mark, collectives_s, hidden_s, kernels_s
-from galvatron.costs.overlap import windows_that_pay, with_windows
+from galvatron.costs.overlap import arranged, arrangement_that_pays
 from galvatron.costs.profile import Doing, profile_layer
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.contention import NOTHING_BESIDE
 from galvatron.ir.layout import Axis
-from galvatron.ir.overlap import Window
+from galvatron.ir.overlap import AS_IT_STANDS, Arrangement, Window
 from galvatron.ir.text import parse_graph
 from galvatron.machine import Machine
 
@@ -41,16 +41,18 @@ MACHINE = Machine(CLUSTER)
 
 
 @cache
-def does(windows: tuple[Window, ...], recompute: str = "none") -> Doing:
-    return profile_layer(with_windows(LAYER, windows), recompute, kind="cuda")
+def does(arrangement: Arrangement, recompute: str = "none") -> Doing:
+    return profile_layer(arranged(LAYER, arrangement), recompute, kind="cuda")
 
 
-def paying(machine: Machine, recompute: str = "none", samples: int = SAMPLES) -> tuple[Window, ...]:
-    return windows_that_pay(LAYER, lambda windows: does(windows, recompute), recompute, machine, samples)
+def paying(machine: Machine, recompute: str = "none", samples: int = SAMPLES) -> Arrangement:
+    return arrangement_that_pays(LAYER, lambda found: does(found, recompute), recompute, machine, samples)
 
 
 def test_messages_have_beside_them_as_much_as_they_last() -> None:
-    first, second = paying(MACHINE)
+    found = paying(MACHINE)
+    first, second = found.windows
+    assert found.chunks == 1
     assert (first.collective, second.collective) == ("there", "back")
     assert {*first.beside, *second.beside} == {"shared", "shared_1"}
 
@@ -61,9 +63,9 @@ def machine(**changes: float) -> Machine:
 
 def test_nothing_is_started_early_where_it_does_not_pay() -> None:
     cores = replace(CLUSTER, levels=tuple(replace(level, contention=NOTHING_BESIDE) for level in CLUSTER.levels))
-    assert not paying(Machine(cores))
-    assert not paying(machine(host_op_s=1.0))
-    assert not paying(MACHINE, "attention")
+    assert paying(Machine(cores)) == AS_IT_STANDS
+    assert paying(machine(host_op_s=1.0)) == AS_IT_STANDS
+    assert paying(MACHINE, "attention") == AS_IT_STANDS
 
 
 def message_s(events: tuple[Event, ...]) -> float:
@@ -74,13 +76,13 @@ def message_s(events: tuple[Event, ...]) -> float:
 
 @pytest.mark.parametrize("direction", [0, 1])
 def test_what_runs_beside_a_message_is_taken_off_it_in_both_directions(direction: int) -> None:
-    windows = (Window("there", ("shared",)),)
-    profiles = [does(()).profile, does(windows).profile]
+    beside = Arrangement(windows=(Window("there", ("shared",)),))
+    profiles = [does(AS_IT_STANDS).profile, does(beside).profile]
     whole, parted = ((p.forward, p.backward)[direction] for p in profiles)
     assert sum(isinstance(e, CollectiveCall) for e in whole) == sum(isinstance(e, CollectiveCall) for e in parted) == 2
     assert kernels_s(whole, MACHINE, SAMPLES) == pytest.approx(kernels_s(parted, MACHINE, SAMPLES))
     place = LAYER.graph.ops.index(LAYER.graph.producers["shared"])
-    beside_s = kernels_s(does(()).by_op[place][direction], MACHINE, SAMPLES)
+    beside_s = kernels_s(does(AS_IT_STANDS).by_op[place][direction], MACHINE, SAMPLES)
     hidden = hidden_s(MACHINE, EP, beside_s, message_s(whole))
     assert hidden > 0
     left_s = collectives_s(whole, MACHINE, SAMPLES) - collectives_s(parted, MACHINE, SAMPLES)
@@ -117,8 +119,8 @@ def test_a_kernel_hides_the_message_that_is_under_way(events: tuple[Event, ...],
 
 @pytest.mark.parametrize("recompute", ["full", "selective"])
 def test_what_is_sent_again_is_beside_the_same(recompute: str) -> None:
-    windows = (Window("there", ("shared",)), Window("back", ("shared_1",)))
-    whole, parted = does((), recompute).profile, does(windows, recompute).profile
+    beside = Arrangement(windows=(Window("there", ("shared",)), Window("back", ("shared_1",))))
+    whole, parted = does(AS_IT_STANDS, recompute).profile, does(beside, recompute).profile
     sent = [[e for e in p.backward if isinstance(e, CollectiveCall)] for p in (whole, parted)]
     assert len(sent[0]) == len(sent[1])
     assert collectives_s(parted.backward, MACHINE, SAMPLES) < collectives_s(whole.backward, MACHINE, SAMPLES)
@@ -129,8 +131,49 @@ def test_what_is_under_way_is_laid_out_until_it_is_waited_for() -> None:
     lines = (line for line in EXPERTS.splitlines() if "comm.combine" not in line)
     graph = parse_graph("\n".join(lines).replace("return %back", "return %gelu"))
     layer = Layer.of(graph, (EP,), LAYER.differentiable)
-    windows = (Window("there", ("shared", "shared_1")),)
-    alone, beside = (profile_layer(with_windows(layer, w), "none", kind="cuda").profile for w in ((), windows))
+    both = AS_IT_STANDS, Arrangement(windows=(Window("there", ("shared", "shared_1")),))
+    alone, beside = (profile_layer(arranged(layer, one), "none", kind="cuda").profile for one in both)
     made_bytes = 2 * 4 * SAMPLES * WIDTH
     assert beside.saved_bytes(SAMPLES) == alone.saved_bytes(SAMPLES)
     assert beside.forward_extra_bytes(SAMPLES) == alone.forward_extra_bytes(SAMPLES) + made_bytes
+
+
+def test_messages_that_are_under_way_follow_each_other() -> None:
+    """A kernel as long as two of them is beside both."""
+    kernel = Launch("gelu", "f32", None, Linear(2.0**33, 0.0))
+
+    def hidden_of(*windows: int) -> float:
+        events = (*map(message, windows), kernel, *map(Mark, windows))
+        return len(windows) * MESSAGE_S - collectives_s(events, MACHINE, 1)
+
+    assert MACHINE.kernel_s(kernel.at(1)) > 2 * MESSAGE_S
+    assert hidden_of(3, 5) > 1.5 * hidden_of(3)
+
+
+ROWS = f"""
+graph {{
+  input %rows : f32[8*b, {WIDTH}] (S(0))
+  input %ids : i64[8*b] (S(0))
+  state %weight : f32[4, {WIDTH}, {WIDTH}] (S(0))
+  %there = comm.dispatch(%rows, axis="ep", dim=0, outer=1, by=%ids, size=8) : f32[8*b, {WIDTH}] (S(0, by=%ids))
+  %made = spmd.grouped_linear(%there, %weight, %ids, axis="ep", size=8, routed=true) : f32[8*b, {WIDTH}] (S(0, by=%ids))
+  %back = comm.combine(%made, axis="ep", dim=0, outer=1, by=%ids, size=8) : f32[8*b, {WIDTH}] (S(0))
+  return %back
+}}
+"""
+
+
+def test_rows_go_in_chunks_where_that_pays() -> None:
+    layer = Layer.of(parse_graph(ROWS), (EP,), frozenset({"rows", "weight"}))
+
+    def does(found: Arrangement) -> Doing:
+        return profile_layer(arranged(layer, found), "none", kind="cuda")
+
+    found = arrangement_that_pays(layer, does, "none", MACHINE, SAMPLES)
+    assert found.chunks > 1
+    assert {window.collective for window in found.windows} >= {"there.1", "back.0"}
+    profiles = [does(one).profile for one in (AS_IT_STANDS, found)]
+    whole_s, cut_s = (collectives_s((*p.forward, *p.backward), MACHINE, SAMPLES) for p in profiles)
+    assert cut_s < 0.8 * whole_s
+    assert arrangement_that_pays(layer, does, "none", machine(host_op_s=1.0), SAMPLES) == AS_IT_STANDS
+    assert arrangement_that_pays(layer, does, "none", MACHINE, 1) == AS_IT_STANDS  # few rows read all weights

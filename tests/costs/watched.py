@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from galvatron.costs.calls import Shown
 from galvatron.costs.events import Dispatches
-from galvatron.costs.sending import communicated, find_route
+from galvatron.costs.sending import communicated, find_routes
 from galvatron.costs.watch import ObservedEvent, Watch
 from galvatron.ir.attention import pieces
 from galvatron.ir.graph import Graph, Op
@@ -207,12 +207,13 @@ class Run:
         self.observed.backward_dispatches = Dispatches(self.watch.ops, self.watch.views)
 
     def _collective(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        by = kwargs.get("by")
-        if by is not None and id(by) not in self.given:
-            known = self.routes.setdefault(by, set())
-            if (way := (kwargs["axis"], kwargs["size"])) not in known:
-                known.add(way)
-                find_route(op, by, self.axes[kwargs["axis"]], self.watch, EVEN)
+        chosen = (kwargs["by"], *kwargs.get("also", ())) if "by" in kwargs else ()
+        way = (kwargs["axis"], kwargs.get("size"))
+        new = [by for by in chosen if id(by) not in self.given and way not in self.routes.setdefault(by, set())]
+        if new:
+            find_routes(op, new, self.axes[kwargs["axis"]], self.watch, EVEN)
+        for by in new:
+            self.routes[by].add(way)
         return communicated(op, args, kwargs, self.axes[kwargs["axis"]], self.watch, self.batch, EVEN)
 
 

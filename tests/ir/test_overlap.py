@@ -6,7 +6,7 @@ import pytest
 
 from galvatron.ir.graph import Graph
 from galvatron.ir.layout import Axis
-from galvatron.ir.overlap import Window, is_overlapped, overlapped
+from galvatron.ir.overlap import Window, is_arranged, overlapped
 from galvatron.ir.text import parse_graph, print_graph
 from galvatron.ir.types import LOCAL_BATCH
 from galvatron.ir.verify.graphs import Scope, collectives
@@ -46,7 +46,7 @@ def test_what_a_window_has_runs_between_its_start_and_its_wait() -> None:
     there = ["there.started", "shared", "there"]
     assert order(found) == [*there, "gelu", "back.started", "shared_1", "tanh", "back", "sum"]
     assert parse_graph(print_graph(found)) == found
-    assert is_overlapped(parse_graph(EXPERTS), found) and not is_overlapped(found, parse_graph(EXPERTS))
+    assert is_arranged(parse_graph(EXPERTS), found) and not is_arranged(found, parse_graph(EXPERTS))
     assert not list(started_collectives(scope(found)))
 
 

@@ -77,6 +77,11 @@ class OnSlices:
     function: str = ""
     """What it is called in `galvatron.runtime`, if not as the operator."""
 
+    @property
+    def communicates(self) -> bool:
+        """Whether ranks send each other anything in it."""
+        return bool(self.forward or self.backward or self.ring)
+
 
 @dataclass(frozen=True)
 class Operator:

@@ -39,7 +39,7 @@ _MORE = {"random": _keywords(random.KEYWORDS), "spmd": _keywords(spmd.KEYWORDS)}
 @cache
 def _of_collective(target: str) -> tuple[Parameter, ...]:
     found = COLLECTIVES[target]
-    return (Parameter("value", "Tensor"), *_keywords((*found.keywords, *found.flags)))
+    return (Parameter("value", "Tensor"), *_keywords((*found.keywords, *found.optional, *found.flags)))
 
 
 def format_call(op: Op, *, lenient: bool = False) -> str:

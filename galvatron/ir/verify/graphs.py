@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import sympy
 
 from galvatron.errors import did_you_mean
-from galvatron.ir.collectives import COLLECTIVES, SHARD, WAIT, ends, result_shape
+from galvatron.ir.collectives import ALSO, COLLECTIVES, SHARD, WAIT, ends, result_shape, sent_by
 from galvatron.ir.functions import call_problem, signature_problem
 from galvatron.ir.graph import Arg, Const, Function, Graph, Op, Ref, Value
 from galvatron.ir.layout import (
@@ -394,7 +394,8 @@ def _collective_problem(op: Op, scope: Scope) -> str:
         return "a collective in a graph that is not sharded"
     kind, keywords = COLLECTIVES[op.target], dict(op.kwargs)
     flags = [flag for flag in kind.flags if flag in keywords]
-    if tuple(keywords) != (*kind.keywords, *flags):
+    optional = [name for name in kind.optional if name in keywords]
+    if tuple(keywords) != (*kind.keywords, *optional, *flags):
         return f"the keyword arguments must be {', '.join(kind.keywords)}, in this order"
     if wrong := [flag for flag in flags if keywords[flag] is not True]:
         return _FLAG.format(wrong[0])
@@ -426,11 +427,15 @@ def _route_problem(op: Op, scope: Scope) -> str:
     chosen, rows = scope.graph.values[by.name], scope.graph.values[op.operands[0]]
     if shard != 0 or op.kwarg("outer") != 1 or not same_shape(chosen.type.shape, rows.type.shape[:1]):
         return f"%{by.name} must choose for each row of %{rows.name}"
-    if chosen.type.is_floating or chosen.type.dtype == "bool":
-        return f"%{by.name} must be whole numbers"
+    also = op.kwarg(ALSO, ())
+    if not isinstance(also, tuple) or not all(isinstance(other, Ref) for other in also):
+        return f"{ALSO} must be a list of values"
     at = next((i for i, axis in enumerate(scope.mesh or ()) if axis.name == op.kwarg("axis")), None)
-    if at is None or (chosen.layout or ())[at] != SHARD:
-        return f"%{by.name} must be {SHARD} on {op.kwarg('axis')}"
+    for value in (scope.graph.values[name] for name in sent_by(op)):
+        if value.type.is_floating or value.type.dtype == "bool" or len(value.type.shape) != 1:
+            return f"%{value.name} must be whole numbers, one for each row"
+        if at is None or (value.layout or ())[at] != SHARD:
+            return f"%{value.name} must be {SHARD} on {op.kwarg('axis')}"
     for other in scope.graph.ops:
         if other.kwarg("routed") is True and other.operands[-1] == by.name and other.kwarg("size") != size:
             return f"size must be {other.kwarg('size')}, as of {other.target} that makes %{other.results[0].name}"

@@ -1,4 +1,7 @@
-"""`overlap`: collectives of layers are started where they stand and waited for later, with computation in between."""
+"""`overlap`: collectives of layers are started where they stand and waited for later, with computation in between.
+
+Rows that go where something is that they choose go in chunks, where that gives their messages more beside them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from galvatron.ir.gradients import gradients
-from galvatron.ir.overlap import Window, overlapped
+from galvatron.ir.overlap import Arrangement, arranged
 from galvatron.ir.program import Form, LayerClass, LayerKind, Program
 from galvatron.ir.skew import EVEN
 from galvatron.machine import Machine
@@ -32,7 +35,7 @@ class Overlap(Pass):
         planned = {layer.cls for layer in program.all_layers if layer.kind is LayerKind.PLANNED}
         machine, formals = Machine(program.required_cluster), gradients(program).formals
         classes = (
-            replace(cls, graph=overlapped(cls.graph, _windows(program, cls, machine, formals[cls.origin_name])))
+            replace(cls, graph=arranged(cls.graph, _arrangement(program, cls, machine, formals[cls.origin_name])))
             if cls.name in planned
             else cls
             for cls in program.classes
@@ -40,10 +43,10 @@ class Overlap(Pass):
         return replace(program, classes=tuple(classes))
 
 
-def _windows(program: Program, cls: LayerClass, machine: Machine, differentiable: set[str]) -> tuple[Window, ...]:
+def _arrangement(program: Program, cls: LayerClass, machine: Machine, differentiable: set[str]) -> Arrangement:
     # These load torch, as a list of passes should not.
     from galvatron.costs.composed import Layer
-    from galvatron.costs.overlap import windows_that_pay, with_windows
+    from galvatron.costs.overlap import arranged, arrangement_that_pays
     from galvatron.costs.profile import profile_layer
 
     plan, strategy = program.required_plan, cls.strategy
@@ -52,8 +55,8 @@ def _windows(program: Program, cls: LayerClass, machine: Machine, differentiable
     layer = Layer.of(trained, cls.mesh, frozenset(differentiable))
     batch = program.batch_size // plan.micro_batches / strategy.sample_shards
 
-    def does(windows: tuple[Window, ...]) -> Doing:
+    def does(arrangement: Arrangement) -> Doing:
         kind, skew = machine.cluster.device.kind, plan.skew or EVEN
-        return profile_layer(with_windows(layer, windows), strategy.recompute, kind=kind, skew=skew)
+        return profile_layer(arranged(layer, arrangement), strategy.recompute, kind=kind, skew=skew)
 
-    return windows_that_pay(layer, does, strategy.recompute, machine, batch)
+    return arrangement_that_pays(layer, does, strategy.recompute, machine, batch)
