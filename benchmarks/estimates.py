@@ -52,7 +52,7 @@ PLANS = (
 
 
 SMALL, DEVICES, SAMPLES = Shape("llama", 32, 4096, 32, 4096, 32000, 11008, 32, flash=True, tied=False), 8, 8
-SPACE = EnumerateStrategies()
+SPACE = EnumerateStrategies(heuristics=False)
 
 
 @dataclass(frozen=True)

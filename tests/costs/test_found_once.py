@@ -12,7 +12,7 @@ from tests.parity.harness import costed
 
 DEVICES, MICRO_BATCH = 4, 8
 LEAVES = EnumerateStrategies(
-    roles=ROLE_NAMES[:5], zero=(0, 1, 2, 3), recompute=("none", "selective", "full")
+    roles=ROLE_NAMES[:5], zero=(0, 1, 2, 3), recompute=("none", "selective", "full"), heuristics=False
 ).leaves_of(DEVICES)
 
 

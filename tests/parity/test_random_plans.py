@@ -43,7 +43,8 @@ def plans(draw: st.DrawFn, model: str, roles: Sequence[str] = ROLES) -> Plan:
         draw(st.sets(st.integers(1, layers - 1), min_size=stages - 1, max_size=stages - 1)) if stages > 1 else []
     )
     devices = world_size // degree
-    leaves = EnumerateStrategies(roles=tuple(roles), zero=(0, 1, 2, 3), recompute=RECOMPUTE).leaves_of(devices)
+    space = EnumerateStrategies(roles=tuple(roles), zero=(0, 1, 2, 3), recompute=RECOMPUTE, heuristics=False)
+    leaves = space.leaves_of(devices)
     choice = st.sampled_from(list(leaves))
     strategies = draw(st.lists(choice, min_size=layers, max_size=layers))
     ties: dict[str, Strategy | None] = {}

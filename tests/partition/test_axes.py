@@ -26,7 +26,7 @@ from tests.marks import some_slow
 from tests.models import ResidualNet, captured, shared
 
 DEVICES, SAMPLES = 8, 16
-SPACE = EnumerateStrategies(zero=(0,), recompute=("none",))
+SPACE = EnumerateStrategies(zero=(0,), recompute=("none",), heuristics=False)
 STRATEGIES = [strategy for devices in divisors(DEVICES) for strategy in SPACE.leaves_of(devices)]
 CLUSTERS = (
     # The models are tiny: only without latency do they weigh bytes against work like large ones.

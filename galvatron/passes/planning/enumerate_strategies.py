@@ -25,7 +25,7 @@ class EnumerateStrategies(Pass):
 
     `roles` are those an axis may have, `ep` where rows choose matrices, `zero` the ZeRO levels of axes that leave
     parameters whole, `recompute` the kinds of recomputation of a leaf, and `pipeline_degrees` the degrees at the root,
-    all divisors of the world size if empty.
+    all divisors of the world size if empty. `heuristics` switches the rules of the tree that are not sound.
     """
 
     name = "enumerate-strategies"
@@ -35,6 +35,7 @@ class EnumerateStrategies(Pass):
     zero: tuple[int, ...] = (0, 1, 2, 3)
     recompute: tuple[str, ...] = ("none", "selective", "full")
     pipeline_degrees: tuple[int, ...] = ()
+    heuristics: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +90,8 @@ class EnumerateStrategies(Pass):
 
     def tree(self, devices: int) -> Tree:
         """The axes of a stage on a number of devices."""
-        return grow(devices, Decision.every(self.roles, self.zero))
+        rules = [rule for rule in RULES if rule.sound or self.heuristics]
+        return grow(devices, Decision.every(self.roles, self.zero), rules)
 
     def leaves_of(self, devices: int) -> tuple[Strategy, ...]:
         """Every strategy of a stage on a number of devices."""

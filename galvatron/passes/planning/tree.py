@@ -54,6 +54,15 @@ def _another_level(axes: Axes) -> bool:
     return len(levels) > 1
 
 
+_NESTED = ("cp", "ulysses", "tp")
+
+
+def _talks_outside(axes: Axes) -> bool:
+    roles = [decision.role.partition("+")[0] for decision, _ in axes]
+    found = [_NESTED.index(role) for role in roles if role in _NESTED]
+    return found != sorted(found)
+
+
 RULES = (
     AxisRule(
         "one-zero-level",
@@ -66,6 +75,13 @@ RULES = (
         True,
         "a strategy names each role once, and tp and tp+sp both shard parameters",
         _role_again,
+    ),
+    AxisRule(
+        "what-talks-most-is-inside",
+        False,
+        "in every layer cp sends keys and values, ulysses whole activations in parts, and tp whole ones, and links are "
+        "no slower further inside; in another order a layer does the same work",
+        _talks_outside,
     ),
 )
 """In the order in which they are asked."""

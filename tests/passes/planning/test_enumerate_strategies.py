@@ -58,6 +58,17 @@ def test_what_the_rules_take_off_is_counted() -> None:
     assert set(tree.leaves) == {axes for axes in whole.leaves if not any(rule.broken(axes) for rule in RULES)}
 
 
+def test_roles_that_talk_within_a_layer_are_tried_in_one_order() -> None:
+    space = EnumerateStrategies(roles=("dp", "tp", "ulysses", "cp"), zero=(0,), recompute=("none",))
+    leaves, every = (set(map(str, each.leaves_of(8))) for each in (space, replace(space, heuristics=False)))
+    assert leaves < every
+    mixed = {leaf for leaf in every if all(f"{role}2" in leaf for role in ("ulysses", "cp"))}
+    assert mixed & leaves == {
+        "dp2-cp2-ulysses2-tp1", "cp2-dp2-ulysses2-tp1", "cp2-ulysses2-dp2-tp1", "dp1-cp2-ulysses2-tp2"
+    }  # fmt: skip
+    assert {leaf for leaf in every if leaf not in leaves} >= {"dp1-ulysses4-cp2-tp1", "dp1-tp2-cp4", "tp2-dp2-cp2"}
+
+
 @given(st.integers(1, 60), st.sampled_from([("dp",), ("dp", "tp"), ("dp", "tp+sp", "cp")]))
 def test_leaves_use_all_devices_once_and_print(devices: int, roles: tuple[str, ...]) -> None:
     leaves = list(EnumerateStrategies(roles=roles, zero=(0,), recompute=("none",)).leaves_of(devices))
