@@ -106,14 +106,14 @@ def _covered(chain: Chain, figures: np.ndarray, first: np.ndarray, second: np.nd
         can = np.ones((len(first), most, most), dtype=bool)
         for figure in figures[:, kind]:
             can &= figure[own[first]][:, :, None] <= figure[own[second]][:, None, :]
-        row[:] = can.any(axis=1).all(axis=1)
+        row[:] = np.all(can.any(axis=1), axis=1)
     return result
 
 
 def _moves_no_worse(pipeline: Pipeline, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(n,) whether all moves from and to the second place of each pair may be from and to the first one instead."""
     chain = pipeline.chain
-    result: np.ndarray = (pipeline.end[..., first] <= pipeline.end[..., second]).all(axis=(0, 1))
+    result: np.ndarray = np.all(pipeline.end[..., first] <= pipeline.end[..., second], axis=(0, 1))
     others = np.arange(chain.places) != second[:, None]
     for move in (chain.move_s, chain.move_kept, pipeline.enter_s, pipeline.receive_s):
         for step in _unlike(move):

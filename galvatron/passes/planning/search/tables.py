@@ -313,9 +313,11 @@ class TableBuilder:
         costs: list[LayerCost] = []
         for row, index in enumerate(layers):
             own, cost = self.columns.cost(index)
-            if cost is not None and is_last(self.model, index):
+            if cost is None:
+                continue
+            if is_last(self.model, index):
                 cost = cost.turned(setting.turning_share)
-            for memory in memories if cost is not None else ():
+            for memory in memories:
                 if self.borders.possible(index, memory):
                     rows += [row] * len(own)
                     columns.append(own + memory * strategies)
