@@ -178,19 +178,14 @@ class Placer:
 
     def placed(self, borders: np.ndarray) -> Placed:
         """The choice of some borders."""
-        ranks, budget = self.ranks, self.budget
-        choice = np.empty(ranks.pipeline.chain.layers, dtype=int)
-        seconds, lacking = np.full(ranks.devices, np.inf), np.zeros(ranks.devices)
+        ranks, choice = self.ranks, np.empty(self.ranks.pipeline.chain.layers, dtype=int)
+        seconds = np.full(ranks.devices, np.inf)
         for device in range(ranks.devices):
-            layers = layers_of(ranks, device, borders)
-            found = self._alone(device, borders, float(budget[device]))
-            choice[np.concatenate(layers)] = found.choice
+            found = self._alone(device, borders, float(self.budget[device]))
+            choice[np.concatenate(layers_of(ranks, device, borders))] = found.choice
             if found.fits:
-                alone = device_alone(ranks, device, borders)
-                seconds[device] = _seconds(alone, found.choice)
-            else:
-                lacking[device] = max(0.0, found.least_bytes - budget[device])
-        return Placed(borders, seconds, lacking, choice)
+                seconds[device] = _seconds(device_alone(ranks, device, borders), found.choice)
+        return Placed(borders, seconds, self.sketched(borders).lacking, choice)
 
     def fitted(self, placed: Placed, price: Price, known_s: float) -> tuple[float, Placed]:
         """What a choice takes as it is priced, with less memory for devices where it does not fit; infinite if that
