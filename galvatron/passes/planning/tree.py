@@ -54,13 +54,10 @@ def _another_level(axes: Axes) -> bool:
     return len(levels) > 1
 
 
-_NESTED = ("cp", "ulysses", "tp")
-
-
 def _talks_outside(axes: Axes) -> bool:
     roles = [decision.role.partition("+")[0] for decision, _ in axes]
-    found = [_NESTED.index(role) for role in roles if role in _NESTED]
-    return found != sorted(found)
+    nested = [role for role in roles if role in ("cp", "ulysses")]
+    return "tp" in roles[:-1] or nested == ["ulysses", "cp"]
 
 
 RULES = (
@@ -79,8 +76,8 @@ RULES = (
     AxisRule(
         "what-talks-most-is-inside",
         False,
-        "in every layer cp sends keys and values, ulysses whole activations in parts, and tp whole ones, and links are "
-        "no slower further inside; in another order a layer does the same work",
+        "in every layer tp sends whole activations to all of its ranks, ulysses in parts, and cp keys and values; dp "
+        "sends once per step. Links are no slower further inside, and in another order a layer does the same work",
         _talks_outside,
     ),
 )

@@ -22,7 +22,7 @@ from tests.ir.programs import costed
 
 def candidates(cluster: str, batch: int = 8) -> Program:
     program = replace(costed(), cluster=Cluster.parse(cluster), batch_size=batch)
-    return EnumerateStrategies(roles=("dp", "tp"), zero=(0,), recompute=("none",)).run(program)
+    return EnumerateStrategies(roles=("dp", "tp"), zero=(0,), recompute=("none",), heuristics=False).run(program)
 
 
 def cuts_by(program: Program, rule: str) -> dict[str, str]:

@@ -50,7 +50,7 @@ def test_no_plan_beats_the_bound(
     among_others, alone = [STRATEGIES] * count, [(strategy,) for strategy in chosen]
     builders = TableBuilder.of(model, [Choice(setting, among_others), Choice(setting, alone)])
     least = [Problem.of(builder, used) for builder in builders]
-    assert least[0].least_s <= least[1].least_s <= step_time_s + 1e-9
+    assert least[0].least_s <= least[1].least_s + 1e-9 <= step_time_s + 2e-9
     for problem in least:  # within the budget that the plan needs
         bounds = problem.glance(step_time_s * 2)
         assert bounds is not None and bounds.least_s <= step_time_s + 1e-9
