@@ -102,9 +102,8 @@ def at_once(program: Program) -> Program:
     rows are summed up into them where they come from experts, and go on in them."""
     cluster = program.required_cluster
     levels = tuple(replace(level, latency_s=1e-8) for level in cluster.levels)
-    return replace(
-        program, cluster=replace(cluster, device=replace(cluster.device, kernel_launch_s=1e-9), levels=levels)
-    )
+    device = replace(cluster.device, kernel_launch_s=1e-9)
+    return replace(program, cluster=replace(cluster, device=device, levels=levels))
 
 
 ROWS_IN_SLICES = "m1/tp2+sp-ep2"
@@ -123,6 +122,15 @@ def test_rows_that_are_sent_in_two_layouts_equal_eager(overlap: bool) -> None:
     program = at_once(planned(MODEL, ROWS_IN_SLICES, overlap=overlap))
     assert layouts_sent_by(Pipeline.of(("shard",)).run(program)) == 2
     check_program(MODEL, program, subject(MODEL).batch(program.batch_size, 1))
+
+
+def test_rows_that_are_sent_alike_choose_among_as_many() -> None:
+    """Also where they are sent by what no op of experts reads."""
+    text = print_program(Pipeline.of(("shard",)).run(at_once(planned(MODEL, ROWS_IN_SLICES))))
+    verify(parse_program(text))
+    assert text.count("by=%reshape_6.slice, size=4") > 1
+    with pytest.raises(VerifyError, match="size must be 4, as of comm.dispatch"):
+        verify(parse_program(text.replace("by=%reshape_6.slice, size=4", "by=%reshape_6.slice, size=2", 1)))
 
 
 @pytest.mark.slow
