@@ -35,8 +35,15 @@ from galvatron.ir.layout import (
 )
 from galvatron.ir.types import Dim, TensorType
 
-Choosing = Callable[[str], tuple[Value, int]]
-"""Gives, for the name of a value of a class that rows are sent by, the local value, and among how many it chooses."""
+Choosing = Callable[[str, Layout], tuple[Value, int]]
+"""Gives, for the name of a value of a class that rows are sent by, the local value that has a number for each row in a
+layout of rows, and among how many it chooses."""
+
+
+def chooses_for(rows: Layout) -> Layout:
+    """The layout of whole numbers, one for each row, by which rows in a layout have been sent, or are: they are where
+    the rows were, and cut as these are on every other axis."""
+    return tuple(replace(p, by="") if isinstance(p, Shard) and p.dim == 0 else REPLICATE for p in rows)
 
 
 def rounds(source: Layout, target: Layout, *, differentiable: bool) -> float:
@@ -72,7 +79,7 @@ def redistribute(
         whole: its global type.
         differentiable: False for values without a gradient, for which `R` and `R'` are one.
         fresh_name: gives a new unique value name for a hint.
-        choosing: gives the local value that rows are sent by, and among how many it chooses.
+        choosing: gives what rows are sent by.
 
     Raises:
         GalvatronError: the value cannot be cut into such slices.
@@ -93,7 +100,8 @@ def redistribute(
         assert step.after not in passed, "a way that comes back would never end"
         passed.add(step.after)
         result = Value(fresh_name(f"{value.name}.{step.row.collective.name}"), step.type, _spread(step.after, groups))
-        kwargs = keywords_of(step.row, *step.ends, step.axis, _chosen(*step.placements, choosing))
+        chosen = _chosen(step.placements, result.layout or (), choosing)
+        kwargs = keywords_of(step.row, *step.ends, step.axis, chosen)
         ops.append(Op(step.row.collective.target, (Ref(value.name),), kwargs, (result,)))
         value, current = result, step.after
     return tuple(ops)
@@ -127,13 +135,13 @@ def _spread(layout: Layout, groups: list[tuple[int, ...]]) -> Layout:
     return tuple(found[i] for i in range(len(found)))
 
 
-def _chosen(before: Placement, after: Placement, choosing: Choosing | None) -> Keywords:
+def _chosen(ends: tuple[Placement, Placement], after: Layout, choosing: Choosing | None) -> Keywords:
     """What a collective is told that sends rows by what they choose."""
-    by = next((p.by for p in (before, after) if isinstance(p, Shard) and p.by), "")
+    by = next((p.by for p in ends if isinstance(p, Shard) and p.by), "")
     if not by:
         return {}
     assert choosing is not None
-    value, size = choosing(by)
+    value, size = choosing(by, after)
     return {"by": Ref(value.name), "size": size}
 
 

@@ -10,14 +10,14 @@ import networkx
 import sympy
 
 from galvatron.ir.graph import Graph, Op, Value, map_refs
-from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout, Placement, Shard, contiguous, local_shape
+from galvatron.ir.layout import BROADCAST, REPLICATE, Axis, Layout, Placement, Shard, contiguous, is_routed, local_shape
 from galvatron.ir.local_arguments import with_local_arguments
 from galvatron.ir.names import Names
 from galvatron.ir.random import drawn_axes, is_random, with_site
 from galvatron.ir.spmd import along_axis
 from galvatron.ir.types import BATCH, LOCAL_BATCH, Dim, has_samples, simplify_dim
 from galvatron.partition.axes import SolvedAxis
-from galvatron.partition.conversion import redistribute, rounds
+from galvatron.partition.conversion import chooses_for, redistribute, rounds
 from galvatron.partition.modes import AxisState, Mode, Split
 
 
@@ -93,14 +93,13 @@ class Localizer:
         self._spmd: dict[int, tuple[Axis, Mode]] = {}
         for own, axis in zip(mesh, axes, strict=True):
             self._spmd = {index: (own, mode) for index, mode in axis.spmd.items()} | self._spmd
+        self._routes = self._chosen_among()
         self._ops: list[Op] = []
         self._sites = 0
         self._converted: dict[tuple[str, Layout], Value] = {}
         self._sources: dict[tuple[str, Layout], Layout] = {}
         self._names = Names(self.graph.values)
         self._available: dict[str, Value] = {}
-        self._choices: dict[str, tuple[Value, int]] = {}
-        """By the name of a value that rows are sent by, its local one, and among how many it chooses."""
 
     @property
     def _formals(self) -> tuple[Value, ...]:
@@ -112,6 +111,15 @@ class Localizer:
 
     def _layout(self, placements: Sequence[Placement]) -> Layout:
         return contiguous(tuple(placements), self.mesh) if self._is_cut else tuple(placements)
+
+    def _chosen_among(self) -> dict[str, int]:
+        """By the name of a value that rows are sent by, among how many it chooses."""
+        found: dict[str, int] = {}
+        for index, (_, mode) in self._spmd.items():
+            if mode.routed:
+                assert mode.factor is not None and isinstance(mode.factor.size, int)
+                found[self.graph.ops[index].operands[-1]] = mode.factor.size
+        return found
 
     def run(self) -> Graph:
         """The local graph."""
@@ -127,18 +135,26 @@ class Localizer:
             self._copy(available[n], self._wanted[n]).name if n in self._wanted else n for n in self.graph.outputs
         )
         inputs, state = (tuple(given[v.name] for v in values) for values in (self.graph.inputs, self.graph.state))
-        graph = Graph(inputs, state, tuple(self._ops), names)
-        return _renamed(graph, {name: value.name for name, (value, _) in self._choices.items()})
+        ops = tuple(map(self._placed, self._ops)) if self._routes else tuple(self._ops)
+        return Graph(inputs, state, ops, names)
 
-    def _choosing(self, by: str) -> tuple[Value, int]:
-        """The local value that rows are sent by, as those ops read it for which it chooses, and among how many."""
-        if by not in self._choices:
-            index, (_, mode) = next(
-                (i, own) for i, own in self._spmd.items() if own[1].routed and self.graph.ops[i].operands[-1] == by
-            )
-            assert mode.factor is not None and isinstance(mode.factor.size, int)
-            self._choices[by] = self._copy(self._available[by], self._operands[index][-1]), mode.factor.size
-        return self._choices[by]
+    def _choosing(self, by: str, rows: Layout) -> tuple[Value, int]:
+        """The copy of a value that rows in a layout are sent by, and among how many it chooses."""
+        return self._copy(self._available[by], chooses_for(rows)), self._routes[by]
+
+    def _placed(self, op: Op) -> Op:
+        """An op whose results, if they are rows that have been sent, are placed by the copy that has their layout."""
+
+        def told(placement: Placement, rows: Layout) -> Placement:
+            if not isinstance(placement, Shard) or not placement.by:
+                return placement
+            return replace(placement, by=self._choosing(placement.by, rows)[0].name)
+
+        def placed(value: Value) -> Value:
+            rows = value.layout or ()
+            return replace(value, layout=tuple(told(p, rows) for p in rows)) if any(map(is_routed, rows)) else value
+
+        return replace(op, results=tuple(map(placed, op.results)))
 
     def _local(self, value: Value, layout: Layout) -> Value:
         whole = self._whole.types[value.name]
@@ -153,6 +169,10 @@ class Localizer:
             nodes.update((value.name, [layout]) for value, layout in zip(op.results, makes, strict=True))
         for name, layout in self._wanted.items():
             nodes[name].append(layout)
+        routes = [(p, rows) for layouts in nodes.values() for rows in layouts for p in rows]
+        for placement, rows in routes:
+            if isinstance(placement, Shard) and placement.by:
+                nodes[placement.by].append(chooses_for(rows))
         for name, layouts in nodes.items():
             if all(layout == layouts[0] for layout in layouts):
                 continue
@@ -201,19 +221,6 @@ class Localizer:
         self._sites += 1
         per_step = not any(has_samples(d) for v in op.results for d in v.type.shape)
         return with_site(local, self._sites - 1, drawn_axes(local.results[0], self.mesh), per_step)
-
-
-def _renamed(graph: Graph, names: Mapping[str, str]) -> Graph:
-    """The graph with what rows are sent by called otherwise in layouts."""
-
-    def placed(value: Value) -> Value:
-        told = [replace(p, by=names[p.by]) if isinstance(p, Shard) and p.by else p for p in value.layout or ()]
-        return value if value.layout is None else replace(value, layout=tuple(told))
-
-    if not names:
-        return graph
-    ops = (replace(op, results=tuple(map(placed, op.results))) for op in graph.ops)
-    return replace(graph, ops=tuple(ops))
 
 
 @lru_cache(maxsize=1 << 12)

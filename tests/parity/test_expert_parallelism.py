@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,13 @@ from hypothesis import strategies as st
 from galvatron.costs.estimate import estimate_plan
 from galvatron.errors import VerifyError
 from galvatron.forms import lowered
-from galvatron.ir.collectives import is_started
+from galvatron.ir.collectives import is_started, sent_by
 from galvatron.ir.planned import PlanShorthand
 from galvatron.ir.program import Program
 from galvatron.ir.text import parse_program, print_program
 from galvatron.ir.verify import verify
+from galvatron.passes.pipeline import Pipeline
+from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
 from tests import models
 from tests.checkpoints.test_resharding import AFTER, BEFORE, loads_and_goes_on, saves_and_goes_on
 from tests.marks import some_slow
@@ -91,6 +95,52 @@ def test_rows_go_to_their_experts_once() -> None:
     experts = text.count("spmd.grouped_linear")
     assert experts == 2 * text.count("comm.dispatch(") == 2 * text.count("comm.combine(") > 0
     assert all("routed=true" in line for line in text.splitlines() if "spmd.grouped_linear" in line)
+
+
+def at_once(program: Program) -> Program:
+    """A planned program on a cluster where nothing takes a while to begin, so that slices pay however small they are:
+    rows are summed up into them where they come from experts, and go on in them."""
+    cluster = program.required_cluster
+    levels = tuple(replace(level, latency_s=1e-8) for level in cluster.levels)
+    device = replace(cluster.device, kernel_launch_s=1e-9)
+    return replace(program, cluster=replace(cluster, device=device, levels=levels))
+
+
+ROWS_IN_SLICES = "m1/tp2+sp-ep2"
+"""Rows are sent to experts whole on `tp`, and again behind these in slices of it."""
+
+
+def layouts_sent_by(sharded: Program) -> int:
+    """In how many layouts there is something that rows are sent by, in the class that has most."""
+    graphs = [cls.graph for cls in sharded.classes]
+    return max(len({graph.values[name].layout for op in graph.ops for name in sent_by(op)}) for graph in graphs)
+
+
+@pytest.mark.parametrize("overlap", some_slow([False], [True]))
+def test_rows_that_are_sent_in_two_layouts_equal_eager(overlap: bool) -> None:
+    """Each time by what is cut as they are."""
+    program = at_once(planned(MODEL, ROWS_IN_SLICES, overlap=overlap))
+    assert layouts_sent_by(Pipeline.of(("shard",)).run(program)) == 2
+    check_program(MODEL, program, subject(MODEL).batch(program.batch_size, 1))
+
+
+def test_rows_that_are_sent_alike_choose_among_as_many() -> None:
+    """Also where they are sent by what no op of experts reads."""
+    text = print_program(Pipeline.of(("shard",)).run(at_once(planned(MODEL, ROWS_IN_SLICES))))
+    verify(parse_program(text))
+    assert text.count("by=%reshape_6.slice, size=4") > 1
+    with pytest.raises(VerifyError, match="size must be 4, as of comm.dispatch"):
+        verify(parse_program(text.replace("by=%reshape_6.slice, size=4", "by=%reshape_6.slice, size=2", 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [lambda program: program, at_once], ids=["begins", "at-once"])
+@pytest.mark.parametrize("world_size", [4, 8])
+@pytest.mark.parametrize("family", ["mixtral", "deepseek-v3"])
+def test_every_strategy_is_verified(family: str, world_size: int, cluster: Callable[[Program], Program]) -> None:
+    name, space = f"{family}-batched_mm", EnumerateStrategies(zero=(0,), recompute=("none",))
+    for strategy in (one for one in space.leaves_of(world_size) if "ep" in one.roles):
+        verify(Pipeline.of(("shard",)).run(cluster(planned(name, f"m1/{strategy}", world_size))))
 
 
 def started(program: Program) -> list[str]:

@@ -21,10 +21,11 @@ from galvatron.ir.layout import (
     Placement,
     Shard,
     cutting_problem,
+    is_routed,
     local_shape,
 )
 from galvatron.ir.types import TensorType
-from galvatron.partition.conversion import redistribute
+from galvatron.partition.conversion import chooses_for, redistribute
 from tests.marks import some_slow
 
 # Factors of the first dimension: 4 · 4 · 3 elements, so that either factor can be sharded by two axes of size 2.
@@ -85,17 +86,24 @@ def test_two_axes_from_every_layout_to_every_other(source_inner: Placement) -> N
 
 @pytest.mark.parametrize("axes", some_slow([2], [3]))
 def test_rows_that_are_where_they_choose_come_to_every_layout_and_from_it(axes: int) -> None:
-    """Whatever other axes do to their dimension meanwhile, no way comes back to a layout that it has left."""
+    """Whatever other axes do to their dimension meanwhile, no way comes back to a layout that it has left, and rows are
+    sent by what chooses for those at its ends."""
     mesh, type_ = mesh_of(*[2] * axes), TensorType("f64", SHAPE)
-    chosen, others = Value("by", TensorType("i64", SHAPE[:1])), (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))
+    others = (REPLICATE, BROADCAST, PARTIAL, Shard(0), Shard(1))
+    asked: set[Layout] = set()
+
+    def choosing(_: str, rows: Layout) -> tuple[Value, int]:
+        asked.add(chooses_for(rows))
+        return Value("by", TensorType("i64", local_shape(SHAPE[:1], chooses_for(rows), mesh))), len(SHAPE)
+
     for routed in range(axes):
         each = [(Shard(0, by="by"), *others) if axis == routed else others for axis in range(axes)]
         layouts = [layout for layout in product(*each) if not cutting_problem(SHAPE, layout, mesh)]
         for source, target in product(layouts, repeat=2):
             value = Value("x", type_.with_shape(local_shape(SHAPE, source, mesh)), source)
-            ops = redistribute(
-                value, target, mesh, type_, fresh_name=lambda hint: hint, choosing=lambda _: (chosen, len(SHAPE))
-            )
+            asked.clear()
+            ops = redistribute(value, target, mesh, type_, fresh_name=lambda hint: hint, choosing=choosing)
+            assert asked <= {chooses_for(rows) for rows in (source, target) if any(map(is_routed, rows))}
             passed = [source, *(op.result.layout for op in ops)]
             assert passed[-1] == target
             assert len(set(passed)) == len(passed)

@@ -437,7 +437,9 @@ def _route_problem(op: Op, scope: Scope) -> str:
         if at is None or (value.layout or ())[at] != SHARD:
             return f"%{value.name} must be {SHARD} on {op.kwarg('axis')}"
     for other in scope.graph.ops:
-        if other.kwarg("routed") is True and other.operands[-1] == by.name and other.kwarg("size") != size:
+        sends = other.namespace == "comm" and other.kwarg("by") == by
+        chooses = other.kwarg("routed") is True and other.operands[-1] == by.name
+        if (sends or chooses) and other.kwarg("size") != size:
             return f"size must be {other.kwarg('size')}, as of {other.target} that makes %{other.results[0].name}"
     return ""
 
