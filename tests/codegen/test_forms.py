@@ -125,9 +125,11 @@ TWO_TENSORS = [
     "floor_divide.default",
     "remainder.Tensor",
     "maximum.default",
+    "max.other",
 ]
 TWO_TENSORS += [
     "minimum.default",
+    "min.other",
     "eq.Tensor",
     "ne.Tensor",
     "lt.Tensor",
