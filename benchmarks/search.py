@@ -41,13 +41,13 @@ import galvatron
 from galvatron.costs.estimate import cost_model, setting_of
 from galvatron.costs.objective import evaluate_plan, memory_of_ranks
 from galvatron.errors import GalvatronError
-from galvatron.forms import passed, with_costs
+from galvatron.forms import with_costs
 from galvatron.ir.cluster import Cluster
 from galvatron.ir.files import cache_directory
 from galvatron.ir.plan import Plan
 from galvatron.ir.planned import PlanShorthand, fitted
 from galvatron.ir.program import Program
-from galvatron.passes import PLANNING
+from galvatron.passes.planning.enumerate_strategies import EnumerateStrategies
 from galvatron.passes.planning.tree import divisors
 
 T5 = Shape("t5", 24, 1024, 16, 512, 32128, 4096, 16)
@@ -209,7 +209,8 @@ def peers(program: Program, case: Case, plan: Plan) -> dict[str, float | None]:
 def best_uniform(program: Program, budget_bytes: int) -> float | None:
     """The least seconds of a plan with one strategy for all layers that fits; None if none does."""
     model, world_size, best = cost_model(program), program.required_cluster.world_size, None
-    for candidates in {c.pipeline_degree: c for c in passed(PLANNING[1:2], program, {}).candidates}.values():
+    every = EnumerateStrategies(heuristics=False).run(program).candidates
+    for candidates in {c.pipeline_degree: c for c in every}.values():
         degree = candidates.pipeline_degree
         for count, strategy in itertools.product(divisors(program.batch_size), candidates.strategies):
             if program.batch_size // count % strategy.degree("dp"):
