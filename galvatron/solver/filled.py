@@ -17,7 +17,7 @@ from galvatron.solver.pareto import frontier
 from galvatron.solver.relaxation import Relaxation, scaled
 from galvatron.solver.tables import Pipeline
 
-_LEVELS, _PER_STRATEGY, _WORK = 4096, 32, 4e7
+_LEVELS, _PER_STRATEGY, _WORK = 4096, 32, 2e7
 """At most so many levels, so many for each strategy that there is to choose from, and so many sums in all."""
 
 _STRETCHES = 256
@@ -54,7 +54,7 @@ class _Places:
         far = np.maximum(far, far.T)
         left = chain.places
         for a, b in zip(*np.unravel_index(np.argsort(far, axis=None, kind="stable"), far.shape), strict=True):
-            if left <= _APART or not np.isfinite(far[a, b]):
+            if left <= _APART:
                 break
             if joint[a] != joint[b]:
                 joint[joint == joint[b]] = joint[a]
@@ -116,8 +116,8 @@ class Filled:
         chain, (stages, layers, _) = pipeline.chain, allowed.shape
         places = _Places.of_pipeline(pipeline)
         most = min(_LEVELS, _PER_STRATEGY * chain.strategies)
-        levels = int(min(most, max(16, _WORK / (stages * layers * (places.count**2 + _APART * places.count)))))
-        stretches = int(min(_STRETCHES, max(8, _WORK / (stages * layers * chain.strategies))))
+        levels = int(min(most, max(16, _WORK / (stages * layers * places.count**2))))
+        stretches = int(min(_STRETCHES, max(8, 2 * _WORK / (stages * layers * chain.strategies))))
         low = needed.bytes.min(axis=2)
         used = _least_used(pipeline, allowed)
         room = np.where(np.isfinite(low + used), pipeline.budget[:, None] - low - used, 0.0).max(axis=1)

@@ -6,6 +6,7 @@ import numpy as np
 
 _BLOCK = 512
 _EARLIER = np.triu(np.ones((_BLOCK, _BLOCK), dtype=bool), 1)
+"""Whether a row of a block is before another."""
 
 
 def frontier(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
